@@ -1,0 +1,1 @@
+"""Checkpoint formats: packing, quantized weights, and reading and writing files."""

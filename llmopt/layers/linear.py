@@ -1,0 +1,200 @@
+"""Linear layers: one class per way of storing and multiplying the weight, and the choice among
+them.
+
+Knows nothing of models or files. The law: every class computes x @ dequantize(weight)^T + bias, up
+to the rounding of its activation dtype, and `weight_bytes` is what one call really reads.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from llmopt.formats.quantized import QuantizedWeight, can_concatenate, concatenate_rows
+from llmopt_kernels.wna16.torch_cpu import (
+    INT4_ROW_MULTIPLE,
+    Int4Weight,
+    Int8Weight,
+    SplitInt8Weight,
+    kernel_group_size,
+    pack_int4,
+    pack_int8,
+    pack_split_int8,
+)
+
+Weight = torch.Tensor | QuantizedWeight
+
+
+class Linear(Protocol):
+    """A linear layer: x [T, K] -> [T, O]."""
+
+    @property
+    def in_features(self) -> int:
+        """K."""
+
+    @property
+    def out_features(self) -> int:
+        """O."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights (scales included) that one call reads."""
+
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel in use, for result files."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [T, K] in the activation dtype -> [T, O]."""
+
+
+class DenseLinear:
+    """A full-precision weight [O, K]; `kernel` says so if it was dequantized at loading."""
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, kernel: str = "dense"
+    ) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.kernel = kernel
+        self.out_features, self.in_features = weight.shape
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weight as stored in memory."""
+        return self.weight.nbytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [T, K] -> [T, O]."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class PackedLinear:
+    """A quantized weight in the layout of a CPU kernel; `order` gathers the inputs group by
+    group.
+    """
+
+    def __init__(
+        self,
+        weight: Int4Weight | Int8Weight | SplitInt8Weight,
+        shape: tuple[int, int],
+        bias: torch.Tensor | None,
+        order: torch.Tensor | None,
+        kernel: str,
+    ) -> None:
+        self._weight = weight
+        self._bias = bias
+        self._order = order
+        self.kernel = kernel
+        self.out_features, self.in_features = shape
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the packed weight and its scales."""
+        return self._weight.num_bytes
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: bfloat16 [T, K] -> [T, O]."""
+        if self._order is not None:
+            x = x[:, self._order]
+        out = self._weight.matmul(x)
+        return out if self._bias is None else out.add_(self._bias)
+
+
+class SplitLinear:
+    """Layers that share an input but cannot be one matrix: computed in turn, outputs side by
+    side.
+    """
+
+    def __init__(self, parts: Sequence[Linear]) -> None:
+        self._parts = tuple(parts)
+        self.in_features = self._parts[0].in_features
+        self.out_features = sum(part.out_features for part in self._parts)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Sum over the parts."""
+        return sum(part.weight_bytes for part in self._parts)
+
+    @property
+    def kernel(self) -> str:
+        """The parts' kernels, each once."""
+        return " + ".join(dict.fromkeys(part.kernel for part in self._parts))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [T, K] -> [T, O]."""
+        return torch.cat([part(x) for part in self._parts], dim=-1)
+
+
+def make_linear(
+    weights: Sequence[Weight],
+    biases: Sequence[torch.Tensor | None],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Linear:
+    """One layer from matrices that share their input (q, k, v; gate, up), stacked along O.
+
+    dtype is that of the activations. Matrices that cannot be stacked (different specs or
+    groupings) are computed one after the other.
+    """
+    bias = _join_biases(weights, biases, dtype, device)
+    quantized = [w for w in weights if isinstance(w, QuantizedWeight)]
+    dense = [w for w in weights if isinstance(w, torch.Tensor)]
+    if not quantized:
+        weight = dense[0] if len(dense) == 1 else torch.cat(dense)
+        return DenseLinear(weight.to(device, dtype), bias)
+    if not dense and can_concatenate(quantized):
+        return _quantized_linear(concatenate_rows(quantized), bias, dtype, device)
+    parts = zip(weights, biases, strict=True)
+    return SplitLinear([make_linear([w], [b], dtype=dtype, device=device) for w, b in parts])
+
+
+def _join_biases(
+    weights: Sequence[Weight],
+    biases: Sequence[torch.Tensor | None],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> torch.Tensor | None:
+    if all(bias is None for bias in biases):
+        return None
+    rows = [
+        torch.zeros(weight.shape[0]) if bias is None else bias.float()
+        for weight, bias in zip(weights, biases, strict=True)
+    ]
+    return torch.cat(rows).to(device, dtype)
+
+
+def _quantized_linear(
+    weight: QuantizedWeight, bias: torch.Tensor | None, dtype: torch.dtype, device: torch.device
+) -> Linear:
+    """The fastest kernel for this weight, or the weight dequantized once where there is none."""
+    packed = None
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        packed = _pack_for_cpu(weight)
+    if packed is None:
+        dense = weight.to(device).dequantize(dtype)
+        return DenseLinear(dense, bias, kernel=f"dequantized w{weight.spec.bits}")
+    data, kernel = packed
+    return PackedLinear(data, weight.shape, bias, weight.column_order(), kernel)
+
+
+def _pack_for_cpu(
+    weight: QuantizedWeight,
+) -> tuple[Int4Weight | Int8Weight | SplitInt8Weight, str] | None:
+    spec, (rows, columns) = weight.spec, weight.shape
+    if spec.bits not in (4, 8) or rows % INT4_ROW_MULTIPLE:
+        return None
+    order = weight.column_order()
+    codes = weight.codes if order is None else weight.codes[:, order]
+    if spec.bits == 8 and spec.group_size is None and spec.symmetric:
+        return pack_int8(codes, weight.scales), "int8pack"
+    if kernel_group_size(spec.columns_per_group(columns)) is None:
+        return None
+    scales = weight.scales.float()
+    if spec.bits == 8:
+        return (pack_split_int8(codes, scales), "int4pack x 2") if spec.symmetric else None
+    zeros = spec.midpoint if weight.zeros is None else weight.zeros.float()
+    offsets = (8.0 - zeros) * scales
+    return pack_int4(codes, scales, offsets), "int4pack"

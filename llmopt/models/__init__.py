@@ -1,0 +1,1 @@
+"""Decoder models built from a Hugging Face config and safetensors."""

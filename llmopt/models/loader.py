@@ -1,0 +1,172 @@
+"""From a checkpoint directory to a model in memory.
+
+Knows names and shapes of Hugging Face Llama checkpoints, full precision and GPTQ. The law: a
+tensor whose shape does not fit the config is refused before anything is computed.
+"""
+
+from pathlib import Path
+
+import torch
+
+from llmopt.errors import CheckpointError, UsageError
+from llmopt.formats.checkpoint import CheckpointReader
+from llmopt.formats.gptq import parse_quantization_config, unpack_gptq
+from llmopt.formats.quantized import QuantSpec
+from llmopt.layers.linear import DenseLinear, Linear, Weight, make_linear
+from llmopt.layers.norm import RMSNorm
+from llmopt.layers.rotary import inverse_frequencies
+from llmopt.models.config import ModelConfig
+from llmopt.models.llama import Attention, DecoderBlock, GatedMLP, LlamaModel
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def load_model(path: str | Path, *, dtype: str = "auto", device: str = "cpu") -> LlamaModel:
+    """Load a model directory.
+
+    dtype: of the activations and of unquantized weights; "auto" is the checkpoint's, except that
+    float16, which CPUs compute slowly, becomes bfloat16 there. Raises CheckpointError, ModelError
+    or UsageError.
+    """
+    target = resolve_device(device)
+    reader = CheckpointReader(path)
+    config = ModelConfig.from_hf(reader.config)
+    loader = _Loader(reader, config, resolve_dtype(dtype, config, target), target)
+    return loader.model()
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device of a name; UsageError if there is none here."""
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"{device!r} is not a device", "Use cpu, cuda or cuda:N.") from error
+    if target.type not in ("cpu", "cuda"):
+        raise UsageError(f"the device {device} is not supported", "Use cpu, cuda or cuda:N.")
+    if target.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (target.index or 0) >= count:
+            raise UsageError(
+                f"the device {device} was asked for and {count} CUDA devices are usable here",
+                "Use --device cpu, or install a CUDA build of torch on a machine with a GPU.",
+            )
+    return target
+
+
+def resolve_dtype(dtype: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    """The activation dtype of a name; UsageError for an unknown one."""
+    name = config.dtype if dtype == "auto" else dtype
+    if name not in DTYPES:
+        raise UsageError(f"the dtype {name} is not supported", f"Use auto or {', '.join(DTYPES)}.")
+    if dtype == "auto" and name == "float16" and device.type == "cpu":
+        return torch.bfloat16
+    return DTYPES[name]
+
+
+class _Loader:
+    def __init__(
+        self,
+        reader: CheckpointReader,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._reader = reader
+        self._config = config
+        self._dtype = dtype
+        self._device = device
+        self._quantization = _quantization(reader)
+
+    def model(self) -> LlamaModel:
+        config = self._config
+        vocabulary = (config.vocab_size, config.hidden_size)
+        embedding = self._dense("model.embed_tokens.weight", vocabulary)
+        tied = config.tie_word_embeddings
+        head = embedding if tied else self._dense("lm_head.weight", vocabulary)
+        inv_freq = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        return LlamaModel(
+            config,
+            embedding,
+            [self._block(f"model.layers.{i}") for i in range(config.num_layers)],
+            self._norm("model.norm"),
+            DenseLinear(head, None),
+            inv_freq.to(self._device),
+        )
+
+    def _block(self, prefix: str) -> DecoderBlock:
+        config = self._config
+        hidden, inner = config.hidden_size, config.intermediate_size
+        q_size = config.num_heads * config.head_dim
+        kv_size = config.num_kv_heads * config.head_dim
+        attention = f"{prefix}.self_attn"
+        qkv = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
+        return DecoderBlock(
+            self._norm(f"{prefix}.input_layernorm"),
+            Attention(
+                config,
+                self._linear(attention, qkv, hidden, config.attention_bias),
+                self._linear(attention, {"o_proj": hidden}, q_size, config.attention_bias),
+            ),
+            self._norm(f"{prefix}.post_attention_layernorm"),
+            GatedMLP(
+                self._linear(
+                    f"{prefix}.mlp", {"gate_proj": inner, "up_proj": inner}, hidden, config.mlp_bias
+                ),
+                self._linear(f"{prefix}.mlp", {"down_proj": hidden}, inner, config.mlp_bias),
+            ),
+        )
+
+    def _linear(
+        self, parent: str, rows: dict[str, int], in_features: int, has_bias: bool
+    ) -> Linear:
+        weights = [self._weight(f"{parent}.{name}", (n, in_features)) for name, n in rows.items()]
+        biases = [
+            self._read(f"{parent}.{name}.bias", (n,)) if has_bias else None
+            for name, n in rows.items()
+        ]
+        return make_linear(weights, biases, dtype=self._dtype, device=self._device)
+
+    def _weight(self, prefix: str, shape: tuple[int, int]) -> Weight:
+        if self._quantization is None or f"{prefix}.weight" in self._reader:
+            return self._read(f"{prefix}.weight", shape)
+        spec, checkpoint_format = self._quantization
+        weight = unpack_gptq(prefix, self._reader.tensor, spec, checkpoint_format)
+        _check_shape(prefix, weight.shape, shape)
+        return weight
+
+    def _norm(self, prefix: str) -> RMSNorm:
+        weight = self._dense(f"{prefix}.weight", (self._config.hidden_size,))
+        return RMSNorm(weight, self._config.rms_norm_eps)
+
+    def _dense(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return self._read(name, shape).to(self._device, self._dtype)
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        tensor = self._reader.tensor(name)
+        _check_shape(name, tuple(tensor.shape), shape)
+        return tensor
+
+
+def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
+        raise CheckpointError(
+            f"{name} has shape {list(found)} where config.json implies {list(expected)}",
+            "config.json and the weights are from different models; fetch the model again.",
+        )
+
+
+def _quantization(reader: CheckpointReader) -> tuple[QuantSpec, str] | None:
+    config = reader.config.get("quantization_config")
+    if config is None:
+        return None
+    method = config.get("quant_method")
+    if method != "gptq":
+        raise CheckpointError(
+            f"checkpoints quantized with {method} are not read yet",
+            "Use a GPTQ checkpoint or a full-precision one.",
+        )
+    return parse_quantization_config(config)

@@ -210,6 +210,7 @@ class CheckpointWriter:
         self._shards: list[tuple[str, list[str]]] = []
         self._total_bytes = 0
         self._staging: Path | None = None
+        self._sealed = False
 
     def __enter__(self) -> Self:
         check_writable(self.path, self._expected_bytes)
@@ -230,11 +231,27 @@ class CheckpointWriter:
     ) -> None:
         try:
             if kind is None:
+                self.seal()
                 with output_errors(self.path):
-                    self._finish()
+                    self.staging.rename(self.path)
+                    _sync(self.path.parent)
         finally:
             if self.staging.exists():
                 shutil.rmtree(self.staging, ignore_errors=True)
+
+    def seal(self) -> "CheckpointReader":
+        """Write what is pending; returns a reader of the files while they are still unpublished.
+
+        Whoever verifies the files and raises inside the `with` block leaves nothing behind.
+        """
+        if not self._sealed:
+            with output_errors(self.path):
+                if self._pending:
+                    self._flush()
+                self._name_shards()
+                _sync(self.staging)
+            self._sealed = True
+        return CheckpointReader(self.staging)
 
     @property
     def staging(self) -> Path:
@@ -244,6 +261,7 @@ class CheckpointWriter:
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Add one tensor (moved to the CPU; written when its shard is full)."""
+        assert not self._sealed, "a sealed checkpoint takes no more tensors"
         size = tensor.numel() * tensor.element_size()
         if self._pending and self._pending_bytes + size > self._shard_bytes:
             self._flush()
@@ -274,18 +292,11 @@ class CheckpointWriter:
         name = f"shard-{len(self._shards):05d}.safetensors"
         with output_errors(self.path):
             save_file(self._pending, self.staging / name, metadata={"format": "pt"})
+            (self.staging / name).chmod(0o644)  # the library makes files that only the owner reads
             _sync(self.staging / name)
         self._shards.append((name, list(self._pending)))
         self._total_bytes += self._pending_bytes
         self._pending, self._pending_bytes = {}, 0
-
-    def _finish(self) -> None:
-        if self._pending:
-            self._flush()
-        self._name_shards()
-        _sync(self.staging)
-        self.staging.rename(self.path)
-        _sync(self.path.parent)
 
     def _name_shards(self) -> None:
         if len(self._shards) == 1:

@@ -127,3 +127,17 @@ def test_pickled_weights_are_not_opened(tmp_path):
     shutil.move(tmp_path / "model" / "model.safetensors", tmp_path / "model" / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"no \*\.safetensors"):
         CheckpointReader(tmp_path / "model")
+
+
+def test_sealed_files_can_be_verified_before_they_are_published(tmp_path):
+    def verify_and_refuse() -> None:
+        with CheckpointWriter(tmp_path / "model") as writer:
+            writer.add("t", torch.ones(2))
+            writer.set_config({})
+            assert torch.equal(writer.seal().tensor("t"), torch.ones(2))
+            assert not (tmp_path / "model").exists()
+            raise CheckpointError("not what was meant", "Report this.")
+
+    with pytest.raises(CheckpointError, match="not what was meant"):
+        verify_and_refuse()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,34 @@
+# Two commands: `make demo` runs the main job on a real model, `make test` runs the tests.
+# Each makes its environment in .venv first, and reuses it the next time.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: demo test check env clean
+
+demo: $(STAMP)
+	$(BIN)/llmopt bench recipes/demo.yaml --out demo/results --work demo/checkpoints
+	$(BIN)/llmopt report demo/results --format markdown --out demo/report.md --png demo/report.png
+	$(BIN)/llmopt report demo/results
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+env: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info

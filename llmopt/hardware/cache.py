@@ -1,0 +1,16 @@
+"""Where llmopt keeps what it can make again: the default model and the measured ceilings.
+
+Knows nothing about the contents. The law: only this file decides the place.
+"""
+
+import os
+from pathlib import Path
+
+
+def cache_directory() -> Path:
+    """$LLMOPT_CACHE, or $XDG_CACHE_HOME/llmopt, or ~/.cache/llmopt. Not created here."""
+    if own := os.environ.get("LLMOPT_CACHE"):
+        return Path(own).expanduser()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser() / "llmopt"
+    return Path.home() / ".cache" / "llmopt"

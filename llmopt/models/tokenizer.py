@@ -1,0 +1,100 @@
+"""Text to token ids and back, with the ids that begin and end a text.
+
+A thin face over transformers' fast tokenizers; knows nothing about models. The law: no code that
+comes with a model is ever run (`trust_remote_code=False`), and every id that may end an answer is
+known, wherever the model's files name it.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmopt.errors import CheckpointError, ModelError
+
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+class Tokenizer:
+    """What the rest of llmopt needs of a tokenizer."""
+
+    def __init__(self, tokenizer: Any, eos_token_ids: Iterable[int]) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_ids: tuple[int, ...] = tuple(sorted(set(eos_token_ids)))
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The id that begins a text, if the model has one (whether or not `encode` adds it)."""
+        token_id: int | None = self._tokenizer.bos_token_id
+        return token_id
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return len(self._tokenizer)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text; special tokens as the model was trained with, unless told not to."""
+        ids: list[int] = self._tokenizer.encode(
+            text, add_special_tokens=add_special_tokens, verbose=False
+        )
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation, up to where the model's answer begins.
+
+        messages: {"role": ..., "content": ...} each. Raises ModelError without a chat template.
+        """
+        if self._tokenizer.chat_template is None:
+            raise ModelError(
+                "this model has no chat template", "Give a plain prompt, or use a chat model."
+            )
+        ids: list[int] = self._tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=True, return_dict=False
+        )
+        return ids
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a model directory. Raises CheckpointError: missing or damaged."""
+    from transformers import AutoTokenizer
+
+    directory = Path(path)
+    if not any((directory / name).is_file() for name in _FILES):
+        raise CheckpointError(
+            f"{directory} has no tokenizer (none of {', '.join(_FILES)})",
+            "Copy the tokenizer files of the model into it.",
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(directory), use_fast=True, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # the Rust tokenizer raises bare Exception for a damaged file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"the tokenizer in {directory} cannot be read ({reason})", "Fetch its files again."
+        ) from error
+    return Tokenizer(tokenizer, _eos_token_ids(directory, tokenizer.eos_token_id))
+
+
+def _eos_token_ids(directory: Path, own: int | None) -> set[int]:
+    """Ids that end an answer: the tokenizer's, and those of config.json and generation_config.json.
+
+    Chat models often name the end of a turn in only one of the three.
+    """
+    found = set() if own is None else {own}
+    for name in ("config.json", "generation_config.json"):
+        file = directory / name
+        if not file.is_file():
+            continue
+        try:
+            ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"{file} is not a JSON object", "Fetch it again.") from error
+        found.update([ids] if isinstance(ids, int) else ids or [])
+    return found

@@ -1,0 +1,121 @@
+"""The rules that a recipe must keep beyond the types of its fields.
+
+Knows nothing about YAML or lines: a broken rule is a path to a field, what is wrong with it and
+what to do. The law: `problems(recipe)` is empty exactly when the recipe can be measured as
+written, as far as that can be known without touching a model.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llmopt.recipe.schema import QuantizeSpec, Recipe, all_targets
+
+Path = tuple[str | int, ...]  # ("loads", 1, "concurrency")
+
+MAX_NAME_LEN = 64  # names become directory names
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A broken rule: where, what was found, and what to do."""
+
+    path: Path
+    message: str
+    remedy: str
+
+
+def problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield every broken rule of the recipe, in the order of its fields."""
+    yield from _name_problems(recipe)
+    yield from _count_problems(recipe)
+    for index, target in enumerate(recipe.targets):
+        if target.quantize is not None:
+            yield from _quantize_problems(("targets", index, "quantize"), target.quantize)
+    yield from _load_problems(recipe)
+
+
+def _name_problems(recipe: Recipe) -> Iterator[Problem]:
+    named: list[tuple[Path, str]] = [(("name",), recipe.name)]
+    named.append((("base", "name"), recipe.base.as_target().name))
+    named += [(("targets", i, "name"), target.name) for i, target in enumerate(recipe.targets)]
+    for path, name in named:
+        if not _NAME.fullmatch(name) or len(name) > MAX_NAME_LEN:
+            yield Problem(
+                path,
+                f"{name!r} cannot be used as a name",
+                f"Use at most {MAX_NAME_LEN} letters, digits, '.', '_' and '-', "
+                "beginning with a letter or digit.",
+            )
+    models: list[tuple[Path, str]] = [(("base", "model"), recipe.base.model)]
+    models += [(("targets", i, "model"), target.model) for i, target in enumerate(recipe.targets)]
+    for path, model in models:
+        if not model.strip():
+            yield Problem(path, "the model is empty", "Give an alias, a directory or a hub id.")
+    yield from _repeated_name_problems(recipe)
+
+
+def _repeated_name_problems(recipe: Recipe) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for index, target in enumerate(all_targets(recipe)):
+        if target.name.lower() in seen:
+            yield Problem(
+                ("targets", index - 1, "name"),
+                f"the name {target.name!r} is used twice (the base is named "
+                f"{recipe.base.as_target().name!r})",
+                "Give every target a name of its own; case does not tell names apart.",
+            )
+        seen.add(target.name.lower())
+
+
+def _count_problems(recipe: Recipe) -> Iterator[Problem]:
+    counts: list[tuple[Path, int, int]] = [
+        (("repeats",), recipe.repeats, 1),
+        (("warmup_requests",), recipe.warmup_requests, 0),
+        (("seed",), recipe.seed, 0),
+        (("calibration", "num_samples"), recipe.calibration.num_samples, 1),
+        (("calibration", "sample_tokens"), recipe.calibration.sample_tokens, 2),
+    ]
+    if recipe.quality is not None:
+        counts.append((("quality", "window"), recipe.quality.window, 2))
+        counts.append((("quality", "num_windows"), recipe.quality.num_windows, 2))
+    for index, load in enumerate(recipe.loads):
+        counts.append((("loads", index, "concurrency"), load.concurrency, 1))
+        counts.append((("loads", index, "num_requests"), load.num_requests, 1))
+        counts.append((("loads", index, "prompt_tokens"), load.prompt_tokens, 1))
+        counts.append((("loads", index, "output_tokens"), load.output_tokens, 1))
+    for path, value, minimum in counts:
+        if value < minimum:
+            yield Problem(path, f"{path[-1]} is {value}", f"It must be at least {minimum}.")
+
+
+def _quantize_problems(path: Path, spec: QuantizeSpec) -> Iterator[Problem]:
+    if spec.group_size is not None and spec.group_size < 1:
+        yield Problem(
+            (*path, "group_size"),
+            f"group_size is {spec.group_size}",
+            "Use a positive number, such as 64, or null for one group per output row.",
+        )
+
+
+def _load_problems(recipe: Recipe) -> Iterator[Problem]:
+    if not recipe.loads:
+        yield Problem(("loads",), "there is no load", "Give at least one.")
+    seen: set[tuple[int, int, int]] = set()
+    for index, load in enumerate(recipe.loads):
+        if load.num_requests < load.concurrency:
+            yield Problem(
+                ("loads", index, "num_requests"),
+                f"{load.num_requests} requests cannot keep {load.concurrency} in flight",
+                f"Ask for at least {load.concurrency} requests.",
+            )
+        key = (load.concurrency, load.prompt_tokens, load.output_tokens)
+        if key in seen:
+            yield Problem(
+                ("loads", index),
+                "this load has the concurrency and lengths of an earlier one",
+                "Remove one of the two.",
+            )
+        seen.add(key)

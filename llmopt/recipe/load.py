@@ -1,0 +1,112 @@
+"""Recipes from YAML files and from the targets of a command line.
+
+Knows nothing about models or measuring. The law: whatever is wrong with a recipe file is one
+RecipeError that says file:line, what was found and what is allowed; nothing is guessed or ignored.
+"""
+
+import itertools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from llmopt.errors import RecipeError, UsageError
+from llmopt.recipe.build import build, line_of
+from llmopt.recipe.check import MAX_NAME_LEN, problems
+from llmopt.recipe.schema import Base, Dtype, Load, Quality, Recipe, Target
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe file. Raises RecipeError (file:line, what was found, what is allowed)."""
+    path = Path(path)
+    root = _parse(path)
+    recipe = build(Recipe, root, str(path))
+    for problem in problems(recipe):
+        line = line_of(root, problem.path)
+        raise RecipeError(f"{path}:{line}: {problem.message}", problem.remedy)
+    return recipe
+
+
+def recipe_from_targets(
+    targets: Sequence[str],
+    loads: Sequence[Load],
+    *,
+    name: str = "bench",
+    base: str | None = None,
+    dtype: Dtype = "auto",
+    repeats: int = 3,
+    warmup_requests: int = 1,
+    seed: int = 0,
+    quality: Quality | None = None,
+) -> Recipe:
+    """Return the recipe of `llmopt bench TARGET...`, where no file is given.
+
+    `targets` are models (alias, directory or hub id), named after their last path component.
+    `base` is what they are compared with: absent, the first of them. A target equal to the base
+    is the base. Raises UsageError.
+    """
+    if not targets:
+        raise UsageError("There is no target to measure", "Give at least one model or recipe.")
+    base = targets[0] if base is None else base
+    models = [base, *(model for model in targets if model != base)]
+    names = _distinct_names(models)
+    recipe = Recipe(
+        name=name,
+        base=Base(models[0], dtype, names[0]),
+        targets=tuple(
+            Target(target_name, model, dtype)
+            for target_name, model in zip(names[1:], models[1:], strict=True)
+        ),
+        loads=tuple(loads),
+        repeats=repeats,
+        warmup_requests=warmup_requests,
+        seed=seed,
+        quality=quality,
+    )
+    for problem in problems(recipe):
+        where = ".".join(str(part) for part in problem.path)
+        raise UsageError(f"{where}: {problem.message}", problem.remedy)
+    return recipe
+
+
+def _parse(path: Path) -> yaml.Node:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"There is no recipe file {path}", "Check the path.") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path} is not UTF-8 text", "A recipe is a YAML file.") from None
+    except OSError as error:
+        raise RecipeError(
+            f"The recipe {path} cannot be read ({error.strerror})", "Check the path."
+        ) from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"{path}:{line}: not YAML: {error.problem}", "Mend the syntax.") from None
+    except yaml.YAMLError as error:
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"{path} is not YAML: {reason}", "Mend the syntax.") from None
+    except RecursionError:
+        raise RecipeError(f"{path} is nested too deeply", "Flatten it.") from None
+    if root is None:
+        raise RecipeError(f"{path} is empty", "A recipe has at least name, base, targets, loads.")
+    return root
+
+
+def _distinct_names(models: Sequence[str]) -> list[str]:
+    """Return a file-safe name for each model; later ones of the same name get "-2", "-3"."""
+    names: dict[str, str] = {}  # by lower case: case does not tell names apart
+    for model in models:
+        last = Path(model).name or Path(model).resolve().name
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", last)[:MAX_NAME_LEN].strip("-._") or "model"
+        numbered = (f"{stem[: MAX_NAME_LEN - 5]}-{number}" for number in itertools.count(2))
+        name = next(
+            name
+            for name in (stem, *itertools.islice(numbered, len(models)))
+            if name.lower() not in names
+        )
+        names[name.lower()] = name
+    return list(names.values())

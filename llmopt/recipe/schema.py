@@ -1,0 +1,157 @@
+"""What a recipe says, as frozen data, and the cells that follow from it.
+
+Knows nothing about YAML, models or files; imports no torch. The law: a recipe is complete (every
+default is filled in), and the same recipe always gives the same cells with the same ids.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+BUNDLED_TEXT = "bundled"  # the text that the package ships, in place of a path
+
+_DTYPE_LABELS: dict[Dtype, str] = {
+    "auto": "base",
+    "float32": "fp32",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeSpec:
+    """How a target's weights are made from its model. `group_size` None: one group per row."""
+
+    method: Literal["rtn", "gptq"]
+    bits: Literal[4, 8]
+    group_size: int | None
+    symmetric: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One thing to compare: a model as it is (in `dtype`), or quantized on the fly."""
+
+    name: str
+    model: str  # alias, directory or hub id
+    dtype: Dtype = "auto"
+    quantize: QuantizeSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What every target is compared with, in quality and in speed."""
+
+    model: str
+    dtype: Dtype = "auto"
+    name: str | None = None  # absent: after the dtype, "fp32"
+
+    def as_target(self) -> Target:
+        """Return the base as the target that it also is."""
+        return Target(self.name or _DTYPE_LABELS[self.dtype], self.model, self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A closed loop: `concurrency` requests in flight until `num_requests` are done."""
+
+    concurrency: int
+    num_requests: int
+    prompt_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What the quantizers see: `num_samples` windows of `sample_tokens` tokens of a text."""
+
+    text: str = BUNDLED_TEXT
+    num_samples: int = 32
+    sample_tokens: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What quality is measured on: the first `num_windows` windows of `window` tokens of a text."""
+
+    text: str = BUNDLED_TEXT
+    window: int = 512
+    num_windows: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A comparison: base and targets, each under every load. `quality` None: not measured."""
+
+    name: str
+    base: Base
+    targets: tuple[Target, ...]
+    loads: tuple[Load, ...]
+    repeats: int = 3
+    warmup_requests: int = 1
+    seed: int = 0
+    backend: Literal["llmopt"] = "llmopt"
+    calibration: Calibration = Calibration()
+    quality: Quality | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One measurement of the recipe: a target under a load."""
+
+    cell_id: str
+    target: Target
+    load: Load
+
+
+def all_targets(recipe: Recipe) -> tuple[Target, ...]:
+    """Return the base and then the targets: everything that becomes rows."""
+    return (recipe.base.as_target(), *recipe.targets)
+
+
+def cells(recipe: Recipe) -> list[Cell]:
+    """Return the cells in order (load by load, base first), each with its stable id.
+
+    The id is "<recipe>-<target>-c<concurrency>"; where several loads share a concurrency, it also
+    says the lengths: "-p<prompt tokens>-o<output tokens>".
+    """
+    suffixes = _load_suffixes(recipe.loads)
+    return [
+        Cell(f"{recipe.name}-{target.name}-{suffix}", target, load)
+        for load, suffix in zip(recipe.loads, suffixes, strict=True)
+        for target in all_targets(recipe)
+    ]
+
+
+def to_document(recipe: Recipe) -> dict[str, object]:
+    """Return the recipe as JSON values, defaults filled in: what a result file keeps of it."""
+    document = asdict(recipe)
+    document["base"]["name"] = recipe.base.as_target().name
+    document["targets"] = list(document["targets"])
+    document["loads"] = list(document["loads"])
+    return document
+
+
+def cell_document(recipe: Recipe, cell: Cell) -> dict[str, object]:
+    """Return, as JSON values, all that decides what the cell measures.
+
+    The number of repeats is not in it, nor are the other targets and loads: results of a cell stay
+    good when those change.
+    """
+    whole = to_document(recipe)
+    shared = ("base", "warmup_requests", "seed", "backend", "calibration", "quality")
+    document = {key: whole[key] for key in shared}
+    return document | {"target": asdict(cell.target), "load": asdict(cell.load)}
+
+
+def _load_suffixes(loads: Sequence[Load]) -> list[str]:
+    uses = Counter(load.concurrency for load in loads)
+    return [
+        f"c{load.concurrency}"
+        if uses[load.concurrency] == 1
+        else f"c{load.concurrency}-p{load.prompt_tokens}-o{load.output_tokens}"
+        for load in loads
+    ]

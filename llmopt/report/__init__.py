@@ -1,0 +1,1 @@
+"""Reports: result files in, a table and a picture out."""

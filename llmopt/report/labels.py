@@ -1,0 +1,70 @@
+"""Names beside the markers of a plot, where they cover nothing.
+
+Knows nothing about reports. The law: each label is put at the first of its places that overlaps
+no marker, no error bar and no earlier label, or at the one that overlaps least.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+_GAP = 6  # points between a marker and its label
+_MARKER_RADIUS = 5  # points
+
+# offset in points, horizontal and vertical alignment; diagonals first: error bars are never there
+_PLACES = (
+    (_GAP, 3, "left", "bottom"),
+    (_GAP, -3, "left", "top"),
+    (-_GAP, 3, "right", "bottom"),
+    (-_GAP, -3, "right", "top"),
+    (_GAP, 12, "left", "bottom"),
+    (_GAP, -12, "left", "top"),
+    (-_GAP, 12, "right", "bottom"),
+    (-_GAP, -12, "right", "top"),
+)
+
+
+def place_labels(figure: Any, axes: Any) -> None:
+    """Label every error-bar container of `axes` with its own label, in its own colour."""
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer()
+    inside = axes.get_window_extent(renderer)
+    taken = [text.get_window_extent(renderer) for text in axes.texts]
+    radius = _MARKER_RADIUS * figure.dpi / 72
+    for container in axes.containers:
+        marker, caps, bars = container.lines
+        x, y = axes.transData.transform(marker.get_xydata()[0])
+        taken.append(Bbox.from_extents(x - radius, y - radius, x + radius, y + radius))
+        taken += [line.get_window_extent(renderer) for line in (*caps, *bars)]
+    for container in axes.containers:
+        marker = container.lines[0]
+        labels = [_label(axes, container, marker, place) for place in _PLACES]
+        boxes = [label.get_window_extent(renderer) for label in labels]
+        costs = [_cost(box, taken, inside) for box in boxes]
+        best = costs.index(min(costs))
+        for label in labels[:best] + labels[best + 1 :]:
+            label.remove()
+        taken.append(boxes[best])
+
+
+def _label(axes: Any, container: Any, marker: Any, place: tuple[int, int, str, str]) -> Any:
+    dx, dy, horizontal, vertical = place
+    label = axes.annotate(
+        container.get_label(),
+        marker.get_xydata()[0],
+        xytext=(dx, dy),
+        textcoords="offset points",
+        ha=horizontal,
+        va=vertical,
+        fontsize=8.5,
+        color=marker.get_color(),
+    )
+    label.set_in_layout(False)
+    return label
+
+
+def _cost(box: Any, taken: Sequence[Any], inside: Any) -> float:
+    """Return how many of `taken` the box overlaps; leaving the axes is worst."""
+    beyond = (box.x0 < inside.x0, box.x1 > inside.x1, box.y0 < inside.y0, box.y1 > inside.y1)
+    return 100.0 * any(beyond) + sum(1.0 for other in taken if box.overlaps(other))

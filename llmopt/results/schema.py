@@ -1,0 +1,242 @@
+"""The schema of a result file: one measured cell, as plain frozen data.
+
+Knows nothing about how anything was measured, nor about files; imports no torch.
+The law: everything that the report shows is in here, and every derived number (`Summary`) can be
+computed again from the raw events (`RunRecord`), `CostModel` and `Ceilings`. Version 1 is what
+this file says; a change of meaning or a removed field needs a new `SCHEMA_VERSION`.
+
+Units are in the names: `_s` seconds, `_ms` milliseconds, `_bytes` bytes. Times of one run lie on
+one monotonic clock whose zero is the start of the run. Fields of type `object` hold any JSON value.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+SCHEMA_VERSION = 1
+
+Interval = tuple[float, float]  # lower and upper end of a confidence interval
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """The raw events of one request. `None` for a time that never came."""
+
+    request_id: str
+    num_prompt_tokens: int
+    num_output_tokens: int
+    scheduled_s: float  # when the load schedule wanted it
+    sent_s: float  # when the client handed it to the backend
+    first_token_s: float | None
+    last_token_s: float | None
+    done_s: float | None  # when the stream ended
+    token_times_s: tuple[float, ...]  # one per stream event
+    token_counts: tuple[int, ...]  # tokens in that event
+    finish_reason: str | None
+    error: str | None = None
+    num_preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One repeat of the load."""
+
+    repeat: int
+    started_at: str  # ISO 8601, UTC
+    seed: int
+    duration_s: float
+    requests: tuple[RequestRecord, ...]
+    step_stats: dict[str, float]  # counters of the engine over this run, such as num_steps
+    num_warmup_requests: int = 0  # served before this run, not recorded
+    max_client_lag_s: float | None = None  # worst lateness of the client's own event loop
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSpec:
+    """What was asked of the backend: a closed loop keeps `concurrency` requests in flight."""
+
+    concurrency: int
+    num_requests: int
+    prompt_tokens: int
+    output_tokens: int
+    warmup_requests: int
+    kind: Literal["closed"] = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """Which weights were served, and how large they are."""
+
+    name: str
+    path_hash: str  # sha256 of config.json and the safetensors headers
+    architecture: str
+    scheme: str  # "fp32", "bf16", "gptq-w4g64"
+    compute_dtype: str  # dtype of the activations
+    num_parameters: int  # logical parameters, tied weights counted once
+    file_bytes: int
+    weight_bytes: int  # read by one decode step
+    bits_per_weight: float  # all bits of the file's tensors / logical parameters
+    linear_bits_per_weight: float | None  # quantized linears only, scales and zeros included
+    kernels: tuple[str, ...]  # the kernels that its linear layers ran
+    note: str | None = None  # where the weights come from, if a reader must know
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Coefficients from which MFU and MBU follow, given the events of a run."""
+
+    flops_per_token_linear: int  # all linear layers but the lm_head, per token
+    flops_lm_head: int  # per sampled token
+    flops_attention_per_token_per_context: int  # per token and per token of its context, all layers
+    weight_bytes: int  # read once per engine step
+    kv_bytes_per_token: int  # keys and values of one token, all layers
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """What this machine can do at best, measured on it."""
+
+    gemm_flops: dict[str, float]  # FLOP/s of a large matrix product, per dtype
+    copy_bytes_per_s: float
+    read_bytes_per_s: float
+    measured_at: str  # ISO 8601, UTC
+    num_threads: int
+    device: str  # "cpu", "cuda"
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """Where it ran. The host's name is deliberately not here."""
+
+    device: str  # model name of the processor that ran the model
+    cores: int
+    memory_bytes: int
+    os: str
+    python: str
+    torch: str
+    transformers: str
+    llmopt: str
+    git_sha: str | None
+    git_dirty: bool | None
+    num_threads: int
+    instruction_sets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BackendFacts:
+    """Which runtime served the model, and with which settings."""
+
+    name: str
+    version: str
+    settings: dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class QualityRecord:
+    """What quantization cost, paired per token with the base model on one text.
+
+    `kld_*`: KL(base || target) of the next-token distributions, nats per token. `top1_agreement`:
+    share of the positions where both have the same most likely token. `ppl_ratio`: perplexity of
+    the target / perplexity of the base.
+    """
+
+    base_name: str
+    base_scheme: str
+    text_name: str
+    text_sha256: str
+    protocol: str  # in words: how the windows were cut and scored
+    window: int
+    num_windows: int
+    num_tokens: int  # scored positions
+    kld_mean: float
+    kld_mean_ci: Interval
+    kld_median: float
+    kld_p99: float
+    kld_max: float
+    top1_agreement: float
+    top1_agreement_ci: Interval
+    ppl: float
+    base_ppl: float
+    ppl_ratio: float
+    ppl_ratio_ci: Interval
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class ValidityCheck:
+    """One condition under which the numbers of a cell mean what they say."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Percentiles:
+    """Order statistics of `n` samples, by linear interpolation."""
+
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    mean: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The derived numbers of a cell, over all its runs; `None`: no sample, or no ceiling known."""
+
+    ttft_ms: Percentiles | None
+    tpot_ms: Percentiles | None
+    itl_ms: Percentiles | None
+    e2e_ms: Percentiles | None
+    output_throughput: float  # output tokens per second
+    total_throughput: float  # prompt and output tokens per second
+    request_throughput: float  # requests per second
+    mfu: float | None  # share of the measured GEMM ceiling, 0 to 1
+    mbu: float | None  # share of the measured read bandwidth, 0 to 1
+    run_output_throughput: tuple[float, ...]  # one per run
+    run_tpot_ms: tuple[float, ...]  # median TPOT of each run; runs without a TPOT are left out
+    peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult:
+    """One cell of a sweep: a target under a load. The content of one result file.
+
+    A cell that failed has `error` set and `summary` None; what was known before the failure is
+    kept.
+    """
+
+    cell_id: str
+    recipe_name: str
+    recipe: dict[str, object]  # all of it, defaults filled in (recipe.schema.to_document)
+    target: str  # name of the target in the recipe
+    base_target: str  # name of the target that this one is compared with
+    model: ModelFacts | None
+    backend: BackendFacts
+    load: LoadSpec
+    environment: Environment
+    ceilings: Ceilings | None
+    cost: CostModel | None
+    runs: tuple[RunRecord, ...]
+    quality: QualityRecord | None
+    validity: tuple[ValidityCheck, ...]
+    summary: Summary | None
+    error: str | None
+    created_at: str  # ISO 8601, UTC
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class PartialCell:
+    """What an interrupted sweep has of a cell so far.
+
+    `fingerprint` stands for everything that must be the same for the runs to be continued.
+    """
+
+    fingerprint: str
+    cell_id: str
+    runs: tuple[RunRecord, ...]
+    quality: QualityRecord | None
+    schema_version: int = SCHEMA_VERSION

@@ -1,0 +1,145 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from llmopt.results.schema import (
+    BackendFacts,
+    Ceilings,
+    CellResult,
+    CostModel,
+    Environment,
+    LoadSpec,
+    ModelFacts,
+    Percentiles,
+    QualityRecord,
+    RunRecord,
+    Summary,
+    ValidityCheck,
+)
+
+NOTE = "Measured against the dequantized package weights, channels permuted."
+
+# name: scheme, file bytes, bits per weight, KLD, top-1, PPL ratio, tok/s at concurrency 1 and 8
+TARGETS = {
+    "fp32": ("fp32", 538e6, 32.0, 0.0, 1.0, 1.0, 21.4, 84.0),
+    "bf16": ("bf16", 269e6, 16.0, 0.00041, 0.991, 0.9999, 39.7, 150.2),
+    "rtn-w4g64": ("rtn-w4g64", 114e6, 6.79, 0.42, 0.641, 1.334, 71.3, 171.0),
+    "gptq-w4g64": ("gptq-w4g64", 114e6, 6.79, 0.294, 0.685, 1.312, 70.8, 170.1),
+    "gptq-w8g64": ("gptq-w8g64", 168e6, 10.0, 0.0019, 0.972, 1.0012, 52.6, 160.4),
+}
+
+
+def percentiles(p50: float) -> Percentiles:
+    return Percentiles(p50, 1.1 * p50, 1.15 * p50, 1.3 * p50, 1.02 * p50, 12)
+
+
+def model_facts(target: str) -> ModelFacts:
+    scheme, file_bytes, bits, *_ = TARGETS[target]
+    return ModelFacts(
+        name="smollm2-135m",
+        path_hash="00" * 32,
+        architecture="LlamaForCausalLM",
+        scheme=scheme,
+        compute_dtype="float32",
+        num_parameters=134_515_008,
+        file_bytes=int(file_bytes),
+        weight_bytes=int(file_bytes),
+        bits_per_weight=bits,
+        linear_bits_per_weight=4.25 if "w4" in scheme else None,
+        kernels=("torch",),
+        note=NOTE,
+    )
+
+
+def quality_record(target: str) -> QualityRecord:
+    _, _, _, kld, top1, ratio, *_ = TARGETS[target]
+    return QualityRecord(
+        base_name="smollm2-135m",
+        base_scheme="fp32",
+        text_name="evaluation.txt",
+        text_sha256="ab" * 32,
+        protocol="windows of 512, all positions scored, first 16",
+        window=512,
+        num_windows=16,
+        num_tokens=8176,
+        kld_mean=kld,
+        kld_mean_ci=(0.93 * kld, 1.08 * kld),
+        kld_median=0.7 * kld,
+        kld_p99=5 * kld,
+        kld_max=9 * kld,
+        top1_agreement=top1,
+        top1_agreement_ci=(top1 - 0.01, top1 + 0.01),
+        ppl=36.1 * ratio,
+        base_ppl=36.1,
+        ppl_ratio=ratio,
+        ppl_ratio_ci=(ratio - 0.02, ratio + 0.02),
+    )
+
+
+def summary(throughput: float, concurrency: int) -> Summary:
+    tpot_ms = 1000 * concurrency / throughput
+    return Summary(
+        ttft_ms=percentiles(4 * tpot_ms),
+        tpot_ms=percentiles(tpot_ms),
+        itl_ms=percentiles(tpot_ms),
+        e2e_ms=percentiles(68 * tpot_ms),
+        output_throughput=throughput,
+        total_throughput=3 * throughput,
+        request_throughput=throughput / 64,
+        mfu=throughput / 500,
+        mbu=throughput / 250,
+        run_output_throughput=(0.98 * throughput, throughput, 1.03 * throughput),
+        run_tpot_ms=(1.02 * tpot_ms, tpot_ms, 0.97 * tpot_ms),
+    )
+
+
+def build(like: str = "gptq-w4g64", concurrency: int = 1, **changes: object) -> CellResult:
+    throughput = TARGETS[like][6 if concurrency == 1 else 7]
+    runs = tuple(RunRecord(repeat, "2026-11-22T10:00:00Z", 0, 1.0, (), {}) for repeat in range(3))
+    result = CellResult(
+        cell_id=f"demo-{like}-c{concurrency}",
+        recipe_name="demo",
+        recipe={"name": "demo", "targets": [{"name": name} for name in list(TARGETS)[1:]]},
+        target=like,
+        base_target="fp32",
+        model=model_facts(like),
+        backend=BackendFacts("llmopt", "0.1.0", {}),
+        load=LoadSpec(concurrency, 4 * concurrency, 128, 64, 1),
+        environment=Environment(
+            device="Test CPU",
+            cores=2,
+            memory_bytes=8_000_000_000,
+            os="Linux",
+            python="3.11.7",
+            torch="2.13.0",
+            transformers="5.23.0",
+            llmopt="0.1.0",
+            git_sha="0123456789",
+            git_dirty=False,
+            num_threads=2,
+        ),
+        ceilings=Ceilings(
+            {"float32": 98.3e9, "bfloat16": 205e9}, 9.1e9, 11.4e9, "2026-11-22T09:00:00Z", 2, "cpu"
+        ),
+        cost=CostModel(2, 2, 2, 2, 2),
+        runs=runs,
+        quality=None if like == "fp32" else quality_record(like),
+        validity=(ValidityCheck("requests", True, "4 of 4 succeeded"),),
+        summary=summary(throughput, concurrency),
+        error=None,
+        created_at="2026-11-22T10:05:00Z",
+    )
+    return replace(result, **changes)
+
+
+@pytest.fixture
+def make_result() -> Callable[..., CellResult]:
+    """Build a result of one of the five demo targets, with any field changed."""
+    return build
+
+
+@pytest.fixture
+def demo_results() -> list[CellResult]:
+    """The ten cells of the demo, in no useful order."""
+    return [build(target, concurrency) for target in sorted(TARGETS) for concurrency in (8, 1)]

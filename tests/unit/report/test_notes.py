@@ -1,0 +1,58 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+from llmopt.errors import ResultError
+from llmopt.report.notes import DEFINITIONS
+from llmopt.report.report import make_report
+from llmopt.results.schema import CellResult, ValidityCheck
+
+MakeResult = Callable[..., CellResult]
+
+
+def test_the_demo_is_explained(demo_results: list[CellResult]) -> None:
+    notes = make_report(demo_results).notes
+    assert notes[: len(DEFINITIONS)] == DEFINITIONS
+    text = "\n".join(notes)
+    assert "first token is excluded" in text
+    assert "205 GFLOP/s in bfloat16, 98.3 GFLOP/s in float32; reads 11.4 GB/s" in text
+    assert "Quality against smollm2-135m (fp32, perplexity 36.1) on evaluation.txt" in text
+    assert "windows of 512, all positions scored, first 16; 8176 positions; 95 % intervals" in text
+    assert text.count("channels permuted") == 1
+    assert "32 requests, 8 in flight, 128 prompt and 64 output tokens each; 3 runs" in text
+    assert "git 0123456), torch 2.13.0" in text
+
+
+def test_problems_come_first(make_result: MakeResult) -> None:
+    results = [
+        make_result("bf16", summary=None, error="no memory"),
+        make_result("fp32", validity=(ValidityCheck("requests", False, "1 of 4 failed"),)),
+        make_result("fp32", created_at="2020-01-01T00:00:00Z"),
+    ]
+    notes = make_report(results, [ResultError("a.json is cut off", "Remove it.")]).notes
+    assert notes[:4] == (
+        "fp32 at concurrency 1 is invalid: requests: 1 of 4 failed",
+        "bf16 at concurrency 1 failed: no memory",
+        "not read: a.json is cut off. Remove it.",
+        "1 older results of the same cells are not shown.",
+    )
+
+
+def test_noisy_runs_are_named(make_result: MakeResult) -> None:
+    result = make_result()
+    assert result.summary is not None
+    noisy = replace(result.summary, run_output_throughput=(60.0, 70.0, 71.0))
+    (row,) = make_report([replace(result, summary=noisy)]).rows
+    notes = make_report([replace(result, summary=noisy)]).notes
+    assert row.speed is not None
+    assert notes[0] == (
+        "gptq-w4g64 at concurrency 1 is noisy: its runs went from 60.0 to 71.0 tok/s."
+    )
+    assert not any("noisy" in note for note in make_report([result]).notes)
+
+
+def test_uncommitted_changes_are_told(make_result: MakeResult) -> None:
+    result = make_result()
+    dirty = replace(result, environment=replace(result.environment, git_dirty=True))
+    assert "(git 0123456, with uncommitted changes)" in make_report([dirty]).notes[-1]
+    no_git = replace(result, environment=replace(result.environment, git_sha=None, git_dirty=None))
+    assert "(no git)" in make_report([no_git]).notes[-1]

@@ -1,0 +1,95 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from llmopt.report.rows import make_rows, newest
+from llmopt.results.schema import CellResult, ValidityCheck
+
+MakeResult = Callable[..., CellResult]
+
+
+def test_speedups_are_ratios_of_the_medians_at_the_same_load(
+    demo_results: list[CellResult],
+) -> None:
+    rows = {(row.target, row.load.concurrency): row for row in make_rows(demo_results)}
+    at_1, at_8 = rows["gptq-w4g64", 1].speed, rows["gptq-w4g64", 8].speed
+    assert at_1 is not None
+    assert at_8 is not None
+    assert at_1.speedup == pytest.approx(70.8 / 21.4)
+    assert at_8.speedup == pytest.approx(170.1 / 84.0)
+    assert at_1.tpot_speedup == pytest.approx(70.8 / 21.4)
+    base = rows["fp32", 1].speed
+    assert base is not None
+    assert base.speedup == 1.0
+
+
+def test_order_is_load_then_base_then_the_recipe(demo_results: list[CellResult]) -> None:
+    order = [(result.load.concurrency, result.target) for result in newest(demo_results)]
+    targets = ["fp32", "bf16", "rtn-w4g64", "gptq-w4g64", "gptq-w8g64"]
+    assert order == [(1, name) for name in targets] + [(8, name) for name in targets]
+
+
+def test_a_target_that_the_recipe_does_not_list_comes_last(make_result: MakeResult) -> None:
+    results = [make_result("bf16", recipe={}), make_result("fp32", recipe={"targets": 3})]
+    assert [result.target for result in newest(results)] == ["fp32", "bf16"]
+
+
+def test_only_the_newest_result_of_a_cell_is_kept(make_result: MakeResult) -> None:
+    old = make_result(created_at="2026-11-22T09:00:00Z", error="old")
+    assert newest([make_result(), old]) == [make_result()]
+    assert newest([old, make_result()]) == [make_result()]
+    environment = replace(old.environment, device="Other CPU")
+    assert len(newest([replace(old, environment=environment), make_result()])) == 2
+
+
+def test_an_invalid_cell_keeps_quality_and_loses_speed(make_result: MakeResult) -> None:
+    checks = (ValidityCheck("length", True, "as asked"), ValidityCheck("requests", False, "1 bad"))
+    (row,) = make_rows([make_result(validity=checks)])
+    assert row.status == "invalid"
+    assert row.reason == "requests: 1 bad"
+    assert row.speed is None
+    assert row.quality is not None
+
+
+def test_a_failed_cell_says_why_on_one_line(make_result: MakeResult) -> None:
+    (row,) = make_rows([make_result(summary=None, error="no\nmemory", model=None, quality=None)])
+    assert row.status == "failed"
+    assert row.reason == "no memory"
+    (row,) = make_rows([make_result(summary=None)])
+    assert (row.status, row.reason) == ("failed", "nothing was measured")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"error": "broken"},
+        {"validity": (ValidityCheck("requests", False, "1 bad"),)},
+        {"recipe_name": "other"},
+    ],
+)
+def test_there_is_no_speedup_without_a_believable_base(
+    make_result: MakeResult, change: dict[str, object]
+) -> None:
+    rows = make_rows([make_result("fp32", **change), make_result("bf16")])
+    assert rows[1].speed is not None
+    assert rows[1].speed.speedup is None
+    assert rows[1].speed.tpot_speedup is None
+
+
+def test_a_base_on_another_machine_gives_no_speedup(make_result: MakeResult) -> None:
+    base = make_result("fp32")
+    base = replace(base, environment=replace(base.environment, num_threads=1))
+    rows = make_rows([base, make_result("bf16")])
+    assert rows[1].speed is not None
+    assert rows[1].speed.speedup is None
+
+
+def test_runs_without_a_tpot_have_no_tpot_speedup(make_result: MakeResult) -> None:
+    result = make_result("bf16")
+    assert result.summary is not None
+    short = replace(result.summary, run_tpot_ms=(), tpot_ms=None)
+    rows = make_rows([make_result("fp32"), replace(result, summary=short)])
+    assert rows[1].speed is not None
+    assert rows[1].speed.tpot_speedup is None
+    assert rows[1].speed.speedup is not None

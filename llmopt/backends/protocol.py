@@ -1,0 +1,72 @@
+"""The one face that every serving runtime shows to the load generator.
+
+Knows nothing about clocks, metrics or recipes: the load generator takes the time when it receives
+an event, so that all backends are timed by the same hand. The law: a stream yields every generated
+token exactly once, in order, and raises when the request failed.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationParams:
+    """What is asked of the backend for one request."""
+
+    max_tokens: int
+    ignore_eos: bool = True
+    temperature: float = 0.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """New tokens of one request, as they reached the client.
+
+    `finish_reason` is set on the last event only. `num_prompt_tokens` is the length of the prompt
+    as the backend counted it, where it says so: a backend that truncates in silence is found out by
+    it. `num_preemptions` counts how often the request has lost its cache so far.
+    """
+
+    num_tokens: int
+    finish_reason: str | None = None
+    num_prompt_tokens: int | None = None
+    num_preemptions: int = 0
+
+
+class Backend(Protocol):
+    """A runtime that serves one model."""
+
+    @property
+    def name(self) -> str:
+        """Name of the runtime, such as "llmopt"."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Version of the runtime."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The settings it serves with, as they go into the result file."""
+        ...
+
+    def start(self) -> None:
+        """Get ready to serve. Raises `BackendError` or `EngineError` when it cannot."""
+        ...
+
+    def stop(self) -> None:
+        """Release everything; a second call does nothing."""
+        ...
+
+    def stream(
+        self, prompt_token_ids: Sequence[int], params: GenerationParams
+    ) -> AsyncGenerator[TokenEvent, None]:
+        """Serve one request. Closing or cancelling the generator aborts the request."""
+        ...
+
+    def stats(self) -> dict[str, float]:
+        """Counters since `start`, such as `num_steps`. Names that begin with `peak_` are maxima."""
+        ...

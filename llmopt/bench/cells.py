@@ -1,0 +1,118 @@
+"""A cell while it is being measured: what is known of it so far, on disk and in memory.
+
+Knows nothing about the order of a sweep. The law: whatever was measured is in the journal before
+anything else is started, and a journal is taken up only for the same cell, weights and machine.
+"""
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from llmopt.bench.metrics import summarize
+from llmopt.bench.prepare import PreparedTarget
+from llmopt.bench.speed import backend_facts
+from llmopt.bench.validity import check_cell
+from llmopt.recipe.schema import Cell, Recipe, cell_document, to_document
+from llmopt.results.journal import fingerprint, load_partial, save_partial
+from llmopt.results.schema import (
+    Ceilings,
+    CellResult,
+    CostModel,
+    Environment,
+    LoadSpec,
+    ModelFacts,
+    PartialCell,
+    QualityRecord,
+    RunRecord,
+    Summary,
+    ValidityCheck,
+)
+
+
+@dataclass(slots=True)
+class OpenCell:
+    """One cell of a sweep that is under way. `error` set: nothing more is measured on it."""
+
+    cell: Cell
+    load: LoadSpec
+    fingerprint: str = ""
+    runs: list[RunRecord] = field(default_factory=list)
+    quality: QualityRecord | None = None
+    model: ModelFacts | None = None
+    cost: CostModel | None = None
+    error: str | None = None
+
+    def has_run(self, repeat: int) -> bool:
+        """Whether this repeat is done."""
+        return any(run.repeat == repeat for run in self.runs)
+
+    def save(self, out_dir: Path) -> None:
+        """Write the journal. Raises OutputError."""
+        save_partial(
+            out_dir,
+            PartialCell(self.fingerprint, self.cell.cell_id, tuple(self.runs), self.quality),
+        )
+
+
+def open_cell(
+    recipe: Recipe,
+    cell: Cell,
+    prepared: PreparedTarget | str,
+    environment: Environment,
+    out_dir: Path,
+) -> OpenCell:
+    """Begin a cell, or go on with it where its journal ends.
+
+    `prepared` is the target's checkpoint, or why there is none.
+    """
+    load = LoadSpec(
+        concurrency=cell.load.concurrency,
+        num_requests=cell.load.num_requests,
+        prompt_tokens=cell.load.prompt_tokens,
+        output_tokens=cell.load.output_tokens,
+        warmup_requests=recipe.warmup_requests,
+    )
+    opened = OpenCell(cell, load)
+    if isinstance(prepared, str):
+        opened.error = prepared
+        return opened
+    document = cell_document(recipe, cell) | {"weights": prepared.content_hash}
+    # A checkout is dirty as soon as results are written into it: that makes no journal stale.
+    opened.fingerprint = fingerprint(document, replace(environment, git_dirty=None))
+    partial = load_partial(out_dir, cell.cell_id, opened.fingerprint)
+    if partial is not None:
+        opened.runs = [run for run in partial.runs if run.repeat < recipe.repeats]
+        opened.quality = partial.quality
+    return opened
+
+
+def close_cell(
+    opened: OpenCell, recipe: Recipe, environment: Environment, ceilings: Ceilings
+) -> CellResult:
+    """The result of a cell on which nothing more is measured."""
+    runs = tuple(sorted(opened.runs, key=lambda run: run.repeat))
+    summary: Summary | None = None
+    validity: tuple[ValidityCheck, ...] = ()
+    if opened.error is None:
+        assert opened.model is not None, "a cell without an error has a model"
+        summary = summarize(runs, opened.cost, ceilings, opened.model.compute_dtype)
+        validity = check_cell(opened.load, runs)
+    return CellResult(
+        cell_id=opened.cell.cell_id,
+        recipe_name=recipe.name,
+        recipe=to_document(recipe),
+        target=opened.cell.target.name,
+        base_target=recipe.base.as_target().name,
+        model=opened.model,
+        backend=backend_facts(opened.load),
+        load=opened.load,
+        environment=environment,
+        ceilings=ceilings,
+        cost=opened.cost,
+        runs=runs,
+        quality=opened.quality,
+        validity=validity,
+        summary=summary,
+        error=opened.error,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )

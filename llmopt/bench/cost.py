@@ -1,0 +1,33 @@
+"""What one token costs, exactly: the coefficients behind MFU and MBU.
+
+Knows nothing about events or ceilings. The law: useful work only. Embedding look-ups and
+element-wise operations are not counted, the lm_head is (tied or not), and no sparsity or padding is
+assumed.
+"""
+
+from llmopt.models.config import ModelConfig
+from llmopt.results.schema import CostModel
+
+
+def cost_model(config: ModelConfig, *, weight_bytes: int, kv_element_bytes: int) -> CostModel:
+    """FLOPs and bytes of a decoder model.
+
+    2 FLOPs per weight and token in the linear layers; 2*H*D for the scores and 2*H*D for the
+    weighted sum of the values, per token, context token and layer; keys and values of KH*D elements
+    each, per token and layer. `weight_bytes`: what one decode step reads, as stored in memory
+    (`LlamaModel.weight_bytes`).
+    """
+    query_width = config.num_heads * config.head_dim
+    kv_width = config.num_kv_heads * config.head_dim
+    weights_per_layer = (
+        config.hidden_size * (query_width + 2 * kv_width)  # q, k, v
+        + query_width * config.hidden_size  # output
+        + 3 * config.hidden_size * config.intermediate_size  # gate, up, down
+    )
+    return CostModel(
+        flops_per_token_linear=2 * weights_per_layer * config.num_layers,
+        flops_lm_head=2 * config.hidden_size * config.vocab_size,
+        flops_attention_per_token_per_context=4 * query_width * config.num_layers,
+        weight_bytes=weight_bytes,
+        kv_bytes_per_token=2 * kv_width * config.num_layers * kv_element_bytes,
+    )

@@ -1,0 +1,27 @@
+"""Where a sweep runs: the machine's facts and its measured ceilings, as results keep them.
+
+Knows nothing about models. The law: numbers are compared with what this machine was seen to do,
+not with a data sheet.
+"""
+
+from dataclasses import asdict, dataclass
+
+from llmopt.hardware.ceilings import measure_ceilings
+from llmopt.hardware.device import environment_facts
+from llmopt.results.schema import Ceilings, Environment
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The machine, and what it can do at best."""
+
+    environment: Environment
+    ceilings: Ceilings
+
+
+def survey(device: str) -> Site:
+    """Look at the machine and measure it, which takes some seconds."""
+    return Site(
+        environment=Environment(**asdict(environment_facts(device))),
+        ceilings=Ceilings(**asdict(measure_ceilings(device))),
+    )

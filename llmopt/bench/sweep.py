@@ -1,0 +1,196 @@
+"""A recipe, from beginning to end: prepare, examine, measure, write one result per cell.
+
+Knows nothing about terminals. The laws: a cell that fails becomes a result that says why, and the
+others go on; a sweep that is interrupted goes on at the run where it stopped; repeats are
+interleaved over the cells, so that a machine that drifts drifts for all of them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from llmopt.bench.cells import OpenCell, close_cell, open_cell
+from llmopt.bench.examine import QualityComparison, examine_weights
+from llmopt.bench.failures import describe
+from llmopt.bench.loaded import LoadedModels
+from llmopt.bench.observer import Observer
+from llmopt.bench.prepare import PreparedTarget, prepare_target
+from llmopt.bench.site import Site, survey
+from llmopt.bench.speed import measure_run
+from llmopt.data import read_text
+from llmopt.models.loader import resolve_device
+from llmopt.models.tokenizer import load_tokenizer
+from llmopt.recipe.schema import Recipe, Target, all_targets, cells
+from llmopt.results.files import make_directory
+from llmopt.results.journal import drop_partial
+from llmopt.results.schema import RunRecord
+from llmopt.results.store import write_once
+
+
+def run_recipe(
+    recipe: Recipe, out_dir: Path, work_dir: Path, observer: Observer, *, device: str = "cpu"
+) -> list[Path]:
+    """Measure every cell and return the paths of the result files, in the order of the cells.
+
+    Result files and journals go to `out_dir`, quantized checkpoints to `work_dir`. Raises when
+    nothing can be measured: there is no such device, the base cannot be prepared or the quality
+    text is unfit (`LLMOptError`), or `out_dir` cannot be written (`OutputError`).
+    `KeyboardInterrupt` passes through with all finished runs in the journals.
+    """
+    resolve_device(device)
+    make_directory(out_dir)
+    sweep = _Sweep(recipe, out_dir, work_dir, observer, LoadedModels.on(device))
+    sweep.prepare()
+    with sweep.stage("measure the machine"):
+        site = survey(device)
+    sweep.open_cells(site)
+    sweep.examine()
+    sweep.measure_speed()
+    return sweep.write(site)
+
+
+@dataclass(slots=True)
+class _Sweep:
+    recipe: Recipe
+    out_dir: Path
+    work_dir: Path
+    observer: Observer
+    models: LoadedModels
+    prepared: dict[Target, PreparedTarget | str] = field(default_factory=dict)  # or why not
+    cells: list[OpenCell] = field(default_factory=list)
+    texts: dict[Path, list[int]] = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        """Get every target's checkpoint; without the base there is nothing to compare with."""
+        base, *others = all_targets(self.recipe)
+        self.prepared[base] = self._prepare(base)
+        for target in others:
+            try:
+                self.prepared[target] = self._prepare(target)
+            except Exception as error:
+                self.prepared[target] = describe(error)
+
+    def open_cells(self, site: Site) -> None:
+        """Take up the journals; cells of targets that could not be prepared fail here."""
+        for cell in cells(self.recipe):
+            prepared = self.prepared[cell.target]
+            opened = open_cell(
+                self.recipe,
+                cell,
+                prepared,
+                site.environment,
+                self.out_dir,
+            )
+            self.cells.append(opened)
+            if opened.error is not None:
+                self.observer.cell_failed(cell.cell_id, opened.error)
+
+    def examine(self) -> None:
+        """Facts and quality of each target, into all of its cells."""
+        comparison = self._comparison()
+        base = self.recipe.base.as_target()
+        for target, prepared in self.prepared.items():
+            members = [opened for opened in self.cells if opened.cell.target == target]
+            if isinstance(prepared, str):
+                continue
+            with self.stage(f"examine {target.name}"), self._failing(members):
+                facts, cost = examine_weights(prepared, self.models)
+                for opened in members:
+                    opened.model, opened.cost = facts, cost
+                quality = next((c.quality for c in members if c.quality is not None), None)
+                if quality is None and comparison is not None and target != base:
+                    quality = comparison.measure(prepared, self._advance_windows)
+                for opened in members:
+                    opened.quality = quality
+            for opened in members:
+                opened.save(self.out_dir)
+
+    def measure_speed(self) -> None:
+        """All runs that are not in a journal, repeat by repeat, load by load, target by target."""
+        requests_per_repeat = sum(opened.load.num_requests for opened in self.cells)
+        total, done = self.recipe.repeats * requests_per_repeat, 0
+        with self.stage("measure speed"):
+            for repeat in range(self.recipe.repeats):
+                for opened in self.cells:
+                    detail = f"{opened.cell.cell_id}, run {repeat + 1} of {self.recipe.repeats}"
+                    self.observer.stage_advanced(done, total, detail)
+                    if opened.error is None and not opened.has_run(repeat):
+                        progress = partial(self._advance_requests, done, total, detail)
+                        with self._failing([opened]):
+                            opened.runs.append(self._run(opened, repeat, progress))
+                        opened.save(self.out_dir)
+                    done += opened.load.num_requests
+
+    def write(self, site: Site) -> list[Path]:
+        """One result file per cell; the journals go when all of them are there."""
+        results = [
+            close_cell(opened, self.recipe, site.environment, site.ceilings)
+            for opened in self.cells
+        ]
+        paths = [write_once(self.out_dir, result) for result in results]
+        for opened in self.cells:
+            drop_partial(self.out_dir, opened.cell.cell_id)
+        return paths
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """One stage of the sweep, as the observer sees it."""
+        self.observer.stage_started(name)
+        try:
+            yield
+        finally:
+            self.observer.stage_finished()
+
+    @contextmanager
+    def _failing(self, members: Sequence[OpenCell]) -> Iterator[None]:
+        """What goes wrong inside is the end of these cells, and of nothing else."""
+        try:
+            yield
+        except Exception as error:
+            for opened in members:
+                opened.error = describe(error)
+                self.observer.cell_failed(opened.cell.cell_id, opened.error)
+
+    def _prepare(self, target: Target) -> PreparedTarget:
+        with self.stage(f"prepare {target.name}"):
+            return prepare_target(self.recipe, target, self.work_dir, self.observer)
+
+    def _comparison(self) -> QualityComparison | None:
+        """The comparison with the base, if any cell still needs one."""
+        base = self.recipe.base.as_target()
+        missing = [
+            opened
+            for opened in self.cells
+            if opened.error is None and opened.quality is None and opened.cell.target != base
+        ]
+        prepared = self.prepared[base]
+        assert not isinstance(prepared, str), "a sweep without its base ends at once"
+        if self.recipe.quality is None or not missing:
+            return None
+        return QualityComparison(self.recipe.quality, prepared, self.models)
+
+    def _run(self, opened: OpenCell, repeat: int, progress: Callable[[int], None]) -> RunRecord:
+        prepared = self.prepared[opened.cell.target]
+        assert not isinstance(prepared, str), "a cell without a checkpoint has an error"
+        return measure_run(
+            self.models.get(prepared.path, prepared.target.dtype),
+            self._text(prepared.path),
+            opened.load,
+            repeat=repeat,
+            seed=self.recipe.seed,
+            on_request=progress,
+        )
+
+    def _text(self, path: Path) -> list[int]:
+        if path not in self.texts:
+            tokenizer = load_tokenizer(path)
+            self.texts[path] = tokenizer.encode(read_text("evaluation"), add_special_tokens=False)
+        return self.texts[path]
+
+    def _advance_windows(self, done: int, total: int) -> None:
+        self.observer.stage_advanced(done, total, "windows of text")
+
+    def _advance_requests(self, before: int, total: int, detail: str, served: int) -> None:
+        self.observer.stage_advanced(before + served, total, detail)

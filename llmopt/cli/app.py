@@ -1,0 +1,47 @@
+"""The application: its commands, in the order of the work."""
+
+from typing import Annotated
+
+import typer
+
+from llmopt import __version__
+from llmopt.cli.bench import bench
+from llmopt.cli.doctor import doctor
+from llmopt.cli.evaluate import evaluate
+from llmopt.cli.generate import generate
+from llmopt.cli.quantize import quantize
+from llmopt.cli.report import report
+
+app = typer.Typer(
+    name="llmopt",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command()(quantize)
+app.command()(generate)
+app.command("eval")(evaluate)
+app.command()(bench)
+app.command()(report)
+app.command()(doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"llmopt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Quantize a language model, run it, and see in one table what was lost and what was gained.
+
+    A MODEL is a local directory, an id on the model hub such as `org/name`, or the alias
+    `smollm2-135m`.
+    """

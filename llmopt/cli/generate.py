@@ -1,0 +1,88 @@
+"""`llmopt generate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="Directory, hub id, or `smollm2-135m`.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="A prompt; repeat for a batch.")
+    ] = None,
+    prompts_file: Annotated[
+        Path | None, typer.Option(help="A text file with one prompt per line.")
+    ] = None,
+    chat: Annotated[bool, typer.Option(help="Wrap prompts in the model's chat template.")] = False,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k most likely tokens.")] = None,
+    top_p: Annotated[float, typer.Option(help="Keep the most likely tokens up to this.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Random stream; a fresh one if absent.")] = None,
+    ignore_eos: Annotated[bool, typer.Option(help="Do not stop at end-of-text.")] = False,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    max_num_seqs: Annotated[int, typer.Option(help="Most prompts in one step.")] = 64,
+    max_num_batched_tokens: Annotated[int, typer.Option(help="Token budget of a step.")] = 512,
+    json: Annotated[bool, typer.Option("--json", help="Print the outputs as JSON.")] = False,
+) -> None:
+    """Complete prompts with llmopt's own runtime.
+
+    Examples:
+
+        llmopt generate smollm2-135m --chat -p "What is the capital of Japan?"
+
+        llmopt generate ./smollm2-w4 -p "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 1
+    """
+    from llmopt.cli.output import print_json
+    from llmopt.engine.llm import LLM
+    from llmopt.engine.request import SamplingParams
+
+    prompts = _read_prompts(prompt, prompts_file)
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        ignore_eos=ignore_eos,
+    )
+    llm = LLM(
+        model,
+        dtype=dtype,
+        device=device,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+    )
+    encoded = [llm.tokenizer.encode(text) for text in prompts]
+    if chat:
+        encoded = [
+            llm.tokenizer.apply_chat_template([{"role": "user", "content": text}])
+            for text in prompts
+        ]
+    outputs = llm.generate(encoded, params, progress=True)
+    if json:
+        print_json(outputs)
+        return
+    for text, output in zip(prompts, outputs, strict=True):
+        if len(prompts) > 1:
+            typer.echo(f">>> {text}")
+        typer.echo(output.text if chat else text + output.text)
+
+
+def _read_prompts(prompt: list[str] | None, prompts_file: Path | None) -> list[str]:
+    from llmopt.errors import UsageError
+
+    prompts = list(prompt or [])
+    if prompts_file is not None:
+        try:
+            lines = prompts_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"{prompts_file} cannot be read ({error})", "Give a UTF-8 text file."
+            ) from error
+        prompts += [line for line in lines if line.strip()]
+    if not prompts:
+        raise UsageError("there is no prompt", 'Give --prompt "..." or --prompts-file FILE.')
+    return prompts

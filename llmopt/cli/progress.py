@@ -1,0 +1,103 @@
+"""Progress on standard error: a live bar with ETA at a terminal, a line now and then elsewhere.
+
+Knows nothing of what is being done. The law: nothing is ever drawn on standard output.
+"""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+PLAIN_INTERVAL_S = 10.0
+
+
+class StageProgress:
+    """One stage after the other; implements `llmopt.bench.observer.Observer`.
+
+    `with StageProgress() as progress: progress.stage_started("quantize");
+    progress.stage_advanced(...)`.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[detail]}", markup=True),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._started = self._last_line = 0.0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def stage_started(self, stage: str) -> None:
+        """Begin a stage; its size becomes known when it first advances."""
+        self._stage = stage
+        self._started = self._last_line = time.monotonic()
+        if self._bar.disable:
+            self._line(f"{stage} ...")
+        else:
+            self._task = self._bar.add_task(stage, total=None, detail="")
+
+    def stage_advanced(self, done: int, total: int, detail: str) -> None:
+        """`done` of `total` units are finished."""
+        now = time.monotonic()
+        if self._task is not None:
+            self._bar.update(self._task, completed=done, total=total, detail=detail)
+        elif now - self._last_line >= PLAIN_INTERVAL_S:
+            self._last_line = now
+            self._line(f"{self._stage}: {done} of {total} {_eta(now - self._started, done, total)}")
+
+    def stage_finished(self) -> None:
+        """End the stage and leave one line that says how long it took."""
+        seconds = time.monotonic() - self._started
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+        self._line(f"{self._stage}: {seconds:.1f} s")
+
+    def cell_failed(self, cell_id: str, reason: str) -> None:
+        """Say at once what will be a row without numbers."""
+        self._line(f"{cell_id} failed: {reason}")
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._line(text)
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+
+def _eta(elapsed_s: float, done: int, total: int) -> str:
+    if done <= 0:
+        return f"({elapsed_s:.0f} s so far)"
+    return f"({elapsed_s:.0f} s, about {elapsed_s * (total - done) / done:.0f} s left)"

@@ -1,0 +1,51 @@
+"""`llmopt report`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class OutputFormat(StrEnum):
+    """Forms of a report."""
+
+    TERMINAL = "terminal"
+    MARKDOWN = "markdown"
+    CSV = "csv"
+    JSON = "json"
+
+
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Result files, or directories of them.")],
+    output_format: Annotated[
+        OutputFormat, typer.Option("--format", "-f", help="Form of the report.")
+    ] = OutputFormat.TERMINAL,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write here, not to standard output.")
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Draw quality loss against throughput into this file.")
+    ] = None,
+) -> None:
+    """Show result files as one table: size, quality loss, latency, throughput, speed-up.
+
+    Examples:
+
+        llmopt report results/
+
+        llmopt report demo/results --format markdown --out table.md --png picture.png
+    """
+    from llmopt.cli.output import open_output
+    from llmopt.report.render import render
+    from llmopt.results.store import read_results
+
+    found, errors = read_results(results)
+    with open_output(out) as stream:
+        picture = render(found, errors, output_format.value, stream, plot=png)
+    if out is not None:
+        typer.echo(f"wrote {out}", err=True)
+    if picture is not None:
+        typer.echo(f"wrote {picture}", err=True)
+    elif png is not None:
+        typer.echo("no picture: no row has both quality and throughput", err=True)

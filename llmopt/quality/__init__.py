@@ -1,0 +1,1 @@
+"""What a quantized model lost against its base: paired per token, with confidence intervals."""

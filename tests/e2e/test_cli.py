@@ -1,0 +1,241 @@
+"""The command line as a user meets it: real processes, exit codes, one-sentence errors."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llmopt.formats.checkpoint import CheckpointReader
+
+
+def command(*args: str | Path) -> list[str]:
+    return [sys.executable, "-m", "llmopt", *map(str, args)]
+
+
+def run(*args: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.run(
+        command(*args), capture_output=True, text=True, check=False, timeout=300, env=environment
+    )
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit code 2, nothing on standard output, one sentence with the remedy, no traceback."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    for word in words:
+        assert word in errors[0]
+
+
+@pytest.fixture(scope="module")
+def model(make_tiny_llama, tmp_path_factory) -> Path:
+    """A tiny model with a byte-level tokenizer."""
+    path = shutil.copytree(
+        make_tiny_llama(vocab_size=260, max_position_embeddings=1024),
+        tmp_path_factory.mktemp("cli") / "tiny",
+    )
+    write_byte_tokenizer(path)
+    return path
+
+
+def write_byte_tokenizer(path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *alphabet])}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.save_pretrained(path)
+
+
+@pytest.fixture
+def recipe(model, tmp_path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        f"""
+name: small
+base: {{model: {model}, dtype: float32}}
+targets:
+  - {{name: rtn-w4g32, model: {model}, quantize: {{method: rtn, bits: 4, group_size: 32}}}}
+loads:
+  - {{concurrency: 2, num_requests: 4, prompt_tokens: 16, output_tokens: 4}}
+repeats: 2
+quality: {{text: bundled, window: 64, num_windows: 4}}
+"""
+    )
+    return path
+
+
+def test_the_main_job_from_quantizing_to_the_report(model, tmp_path):
+    small = ("--samples", "4", "--sample-tokens", "64", "--group-size", "32")
+    quantized = run("quantize", model, "--out", tmp_path / "w4", *small, "--json")
+    assert quantized.returncode == 0, quantized.stderr
+    assert json.loads(quantized.stdout)["bits_per_weight"] > 4
+
+    generated = run("generate", tmp_path / "w4", "-p", "ab", "--max-tokens", "5", "--json")
+    assert generated.returncode == 0, generated.stderr
+    assert 1 <= len(json.loads(generated.stdout)[0]["token_ids"]) <= 5
+
+    windows = ("--window", "64", "--num-windows", "4")
+    evaluated = run("eval", tmp_path / "w4", "--base", model, *windows, "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads(evaluated.stdout)["kld_mean"] > 0
+
+    load = ("--concurrency", "1", "--prompt-tokens", "16", "--output-tokens", "4")
+    load = (*load, "--requests", "2", "--repeats", "2", "--no-quality")
+    out = tmp_path / "results"
+    benched = run("bench", model, tmp_path / "w4", "--out", out, *load)
+    assert benched.returncode == 0, benched.stderr
+    assert "w4" in benched.stdout
+    files = list(out.rglob("0001-*.json"))
+    assert len(files) == 2
+
+    markdown = run("report", out, "--format", "markdown", "--out", tmp_path / "table.md")
+    assert markdown.returncode == 0, markdown.stderr
+    assert "| " in (tmp_path / "table.md").read_text()
+
+
+def test_a_recipe_writes_one_result_per_cell_and_the_picture(recipe, tmp_path):
+    done = run("bench", recipe, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    picture = tmp_path / "picture.png"
+    reported = run("report", tmp_path / "out", "--format", "json", "--png", picture)
+    assert reported.returncode == 0, reported.stderr
+    assert "rtn-w4g32" in reported.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_sweep_says_so_and_goes_on_where_it_stopped(recipe, tmp_path):
+    recipe.write_text(recipe.read_text().replace("repeats: 2", "repeats: 40"))
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command("bench", recipe, "--out", out), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 200
+    while not partial_runs(out) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "interrupted" in errors
+    kept = partial_runs(out)
+    assert kept >= 1
+    recipe.write_text(recipe.read_text().replace("repeats: 40", "repeats: 2"))
+    done = run("bench", recipe, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert partial_runs(out) == 0
+    assert len(list(out.rglob("0001-*.json"))) == 2
+
+
+def partial_runs(out: Path) -> int:
+    return sum(len(json.loads(p.read_text())["runs"]) for p in out.rglob("partial.json"))
+
+
+def test_interrupted_quantization_leaves_nothing(model, tmp_path):
+    process = subprocess.Popen(
+        command("quantize", model, "--out", tmp_path / "w4", "--group-size", "32"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob(".w4.*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_model_is_one_sentence(tmp_path):
+    assert_refused(run("generate", tmp_path / "nothing", "-p", "x"), "nothing", "Give a")
+
+
+def test_a_truncated_checkpoint_is_one_sentence(model, tmp_path):
+    broken = shutil.copytree(model, tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    assert_refused(run("quantize", broken, "--out", tmp_path / "q", "--method", "rtn"), "truncated")
+    assert not (tmp_path / "q").exists()
+
+
+def test_an_unknown_architecture_names_the_supported_ones(model, tmp_path):
+    other = shutil.copytree(model, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["architectures"] = ["MambaForCausalLM"]
+    (other / "config.json").write_text(json.dumps(config))
+    assert_refused(run("generate", other, "-p", "x"), "MambaForCausalLM", "LlamaForCausalLM")
+
+
+def test_an_impossible_group_size_names_those_that_fit(model, tmp_path):
+    done = run("quantize", model, "--out", tmp_path / "q", "--group-size", "128")
+    assert_refused(done, "128", "32")
+    assert not (tmp_path / "q").exists()
+
+
+def test_an_existing_output_is_not_overwritten(model, tmp_path):
+    (tmp_path / "q").mkdir()
+    assert_refused(run("quantize", model, "--out", tmp_path / "q"), "exists already")
+
+
+def test_an_output_below_a_file_is_refused(model, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("quantize", model, "--out", tmp_path / "file" / "q", "--method", "rtn")
+    assert_refused(done, "cannot be written")
+    assert_refused(run("bench", model, "--out", tmp_path / "file" / "r"), "cannot be written")
+
+
+def test_a_malformed_recipe_names_the_line(recipe, tmp_path):
+    recipe.write_text(recipe.read_text().replace("repeats:", "repeat:"))
+    assert_refused(run("bench", recipe, "--out", tmp_path / "o"), "small.yaml:", "repeats")
+
+
+def test_damaged_results_are_named(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    assert_refused(run("report", tmp_path), "x.json")
+
+
+def test_no_network_and_no_cache_is_one_sentence(tmp_path):
+    offline = {"LLMOPT_CACHE": str(tmp_path / "cache"), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
+    assert_refused(run("generate", "smollm2-135m", "-p", "x", **offline), "smollm2-135m")
+    hub = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    assert_refused(run("generate", "some-org/some-model", "-p", "x", **hub), "some-org/some-model")
+
+
+def test_usage_errors_are_not_tracebacks(model):
+    done = run("generate", model, "--temperature", "hot")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert_refused(run("generate", model), "no prompt")
+    assert_refused(run("bench", model, "--concurrency", "a"), "--concurrency")
+
+
+def test_doctor_knows_this_machine():
+    findings = json.loads(run("doctor", "--json").stdout)
+    states = {finding["name"]: finding["state"] for finding in findings}
+    assert states["torch"] == "ok"
+    assert all(finding["command"] for finding in findings if finding["state"] == "missing")
+
+
+def test_quantized_checkpoints_are_standard_gptq(model, tmp_path):
+    done = run("quantize", model, "--out", tmp_path / "q", "--method", "rtn", "--group-size", "32")
+    assert done.returncode == 0, done.stderr
+    reader = CheckpointReader(tmp_path / "q")
+    assert reader.config["quantization_config"]["quant_method"] == "gptq"
+    assert "model.layers.0.self_attn.q_proj.qweight" in reader
+    assert (tmp_path / "q" / "tokenizer.json").exists()

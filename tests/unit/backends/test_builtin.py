@@ -1,0 +1,111 @@
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from llmopt.backends.builtin import BuiltinBackend
+from llmopt.backends.protocol import GenerationParams, TokenEvent
+from llmopt.engine.engine import Engine, EngineConfig
+from llmopt.engine.request import SamplingParams
+from llmopt.errors import EngineError, UsageError
+from llmopt.models.loader import load_model
+
+PROMPTS = [list(range(3, 3 + n)) for n in (5, 17, 9)]
+CONFIG = EngineConfig(num_blocks=16, max_num_seqs=4, max_model_len=64)
+
+
+@pytest.fixture
+def model(tiny_llama):
+    return load_model(tiny_llama, dtype="float32")
+
+
+@pytest.fixture
+def backend(model):
+    backend = BuiltinBackend(model, CONFIG)
+    backend.start()
+    yield backend
+    backend.stop()
+
+
+async def collect(backend: Any, prompt: Any, **params: Any) -> list[TokenEvent]:
+    return [event async for event in backend.stream(prompt, GenerationParams(**params))]
+
+
+def test_streams_give_every_token_once(backend):
+    async def main() -> list[list[TokenEvent]]:
+        return await asyncio.gather(*[collect(backend, p, max_tokens=12) for p in PROMPTS])
+
+    for events in asyncio.run(main()):
+        assert sum(event.num_tokens for event in events) == 12
+        assert [event.finish_reason for event in events] == [None] * 11 + ["length"]
+        assert {event.num_preemptions for event in events} == {0}
+
+
+def test_end_of_sequence_is_ignored_only_if_asked(make_tiny_llama, tiny_llama):
+    engine = Engine(load_model(tiny_llama, dtype="float32"), CONFIG)
+    engine.add_request("0", PROMPTS[0], SamplingParams(max_tokens=4, ignore_eos=True))
+    greedy = [token for _ in range(4) for out in engine.step() for token in out.token_ids]
+    stopping = load_model(make_tiny_llama(eos_token_id=greedy[2]), dtype="float32")
+    backend = BuiltinBackend(stopping, CONFIG)
+    backend.start()
+
+    async def lengths() -> list[int]:
+        asked = [collect(backend, PROMPTS[0], max_tokens=9, ignore_eos=i) for i in (True, False)]
+        return [sum(event.num_tokens for event in events) for events in [await a for a in asked]]
+
+    try:
+        assert asyncio.run(lengths()) == [9, greedy.index(greedy[2]) + 1]
+    finally:
+        backend.stop()
+
+
+def test_stats_count_steps(backend):
+    asyncio.run(collect(backend, PROMPTS[0], max_tokens=6))
+    stats = backend.stats()
+    assert stats["num_steps"] == 6  # one for the prompt, which samples, and five more
+    assert stats["num_scheduled_tokens"] == 5 + 5
+    assert stats["peak_used_blocks"] == 1
+
+
+def test_starting_again_begins_anew(backend):
+    asyncio.run(collect(backend, PROMPTS[0], max_tokens=6))
+    backend.stop()
+    backend.stop()  # does nothing
+    backend.start()
+    assert backend.stats()["num_steps"] == 0
+    assert len(asyncio.run(collect(backend, PROMPTS[0], max_tokens=2))) == 2
+
+
+def test_a_request_that_can_never_be_served_raises(backend):
+    with pytest.raises(EngineError, match="64"):
+        asyncio.run(collect(backend, list(range(3, 103)), max_tokens=4))
+    assert len(asyncio.run(collect(backend, PROMPTS[0], max_tokens=2))) == 2
+
+
+def test_limits_beyond_the_model_are_refused_at_start(model):
+    with pytest.raises(UsageError, match="max_model_len"):
+        BuiltinBackend(model, EngineConfig(max_model_len=100_000)).start()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "closed"])
+def test_a_stream_that_is_dropped_frees_its_cache(backend, how):
+    async def drop() -> None:
+        async with aclosing(backend.stream(PROMPTS[1], GenerationParams(max_tokens=40))) as events:
+            async for _ in events:
+                break
+            if how == "cancelled":
+                task = asyncio.ensure_future(collect(backend, PROMPTS[0], max_tokens=50))
+                await asyncio.sleep(0.01)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        await collect(backend, PROMPTS[2], max_tokens=2)  # the aborts come before it
+
+    asyncio.run(drop())
+    assert backend._running.engine.block_pool.num_used_blocks == 0
+
+
+def test_what_it_says_of_itself(backend):
+    assert backend.name == "llmopt"
+    assert backend.version.count(".") == 2
+    assert backend.settings["max_num_seqs"] == 4

@@ -1,0 +1,87 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llmopt.bench.facts import content_hash, model_facts, scheme
+from llmopt.errors import CheckpointError
+from llmopt.formats.checkpoint import CheckpointReader
+from llmopt.formats.quantized import QuantSpec
+from llmopt.models.loader import load_model
+from llmopt.quantize.options import QuantizeOptions
+from llmopt.quantize.pipeline import quantize_checkpoint
+
+
+@pytest.fixture
+def rtn_path(tiny_llama, tmp_path):
+    out = tmp_path / "rtn"
+    quantize_checkpoint(tiny_llama, out, QuantizeOptions("rtn", QuantSpec(4, 32)))
+    return out
+
+
+def test_full_precision(tiny_llama):
+    model = load_model(tiny_llama, dtype="bfloat16")
+    facts = model_facts("tiny", tiny_llama, model, note="made up")
+    tensors = load_file(tiny_llama / "model.safetensors")
+    assert facts.num_parameters == sum(tensor.numel() for tensor in tensors.values())
+    assert facts.bits_per_weight == 32  # the file's, whatever dtype it was loaded in
+    assert facts.linear_bits_per_weight is None
+    assert (facts.scheme, facts.compute_dtype) == ("bf16", "bfloat16")
+    assert facts.file_bytes == (tiny_llama / "model.safetensors").stat().st_size
+    assert facts.weight_bytes == model.weight_bytes
+    assert (facts.name, facts.architecture, facts.note) == ("tiny", "LlamaForCausalLM", "made up")
+    assert facts.kernels == model.kernels
+
+
+def test_quantized_bits_count_scales_zeros_and_group_index(tiny_llama, rtn_path):
+    model = load_model(rtn_path, dtype="bfloat16")
+    facts = model_facts("tiny", rtn_path, model)
+    assert facts.scheme == "rtn-w4g32"
+    dense = model_facts("tiny", tiny_llama, load_model(tiny_llama, dtype="float32"))
+    assert facts.num_parameters == dense.num_parameters
+    # per block: 64x64 q and o, 32x64 k and v, 96x64 gate and up, 64x96 down
+    shapes = [(64, 64), (32, 64), (32, 64), (64, 64), (96, 64), (96, 64), (64, 96)]
+    bits = sum(o * k * 4 + o * k // 32 * (4 + 16) + 32 * k for o, k in shapes)
+    weights = sum(o * k for o, k in shapes)
+    assert facts.linear_bits_per_weight == pytest.approx(bits / weights)
+    tensors = load_file(rtn_path / "model.safetensors")
+    total = 8 * sum(tensor.nbytes for tensor in tensors.values())
+    assert facts.bits_per_weight == pytest.approx(total / dense.num_parameters)
+
+
+def test_scheme_of_a_foreign_gptq_checkpoint(rtn_path):
+    config = json.loads((rtn_path / "config.json").read_text())
+    del config["quantization_config"]["meta"]
+    config["quantization_config"]["group_size"] = 32
+    (rtn_path / "config.json").write_text(json.dumps(config))
+    assert scheme(CheckpointReader(rtn_path), torch.bfloat16) == "gptq-w4g32"
+
+
+def test_hash_is_the_same_for_a_copy(tiny_llama, tmp_path):
+    shutil.copytree(tiny_llama, tmp_path / "copy")
+    assert content_hash(tiny_llama) == content_hash(tmp_path / "copy")
+
+
+def test_hash_tells_weights_of_one_architecture_apart(tiny_llama, make_tiny_llama):
+    assert content_hash(tiny_llama) != content_hash(make_tiny_llama(seed=1))
+
+
+def test_hash_sees_config_and_metadata(tiny_llama, tmp_path):
+    for name in ("config", "metadata"):
+        shutil.copytree(tiny_llama, tmp_path / name)
+    config = json.loads((tmp_path / "config" / "config.json").read_text())
+    (tmp_path / "config" / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    weights = tmp_path / "metadata" / "model.safetensors"
+    save_file(load_file(weights), weights, metadata={"format": "pt", "by": "x"})
+    hashes = {content_hash(p) for p in (tiny_llama, tmp_path / "config", tmp_path / "metadata")}
+    assert len(hashes) == 3
+
+
+def test_truncated_file_is_refused(tiny_llama, tmp_path):
+    shutil.copytree(tiny_llama, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError):
+        content_hash(tmp_path / "cut")

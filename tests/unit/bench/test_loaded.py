@@ -1,0 +1,77 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from llmopt.bench.loaded import LoadedModels
+from llmopt.errors import CheckpointError
+from llmopt.models.loader import load_model
+
+
+class CountingLoader:
+    def __init__(self) -> None:
+        self.loads: list[tuple[Path, str]] = []
+
+    def __call__(self, path, dtype):
+        self.loads.append((path, dtype))
+        return load_model(path, dtype=dtype)
+
+
+@pytest.fixture
+def loader():
+    return CountingLoader()
+
+
+def test_models_that_fit_are_loaded_once(tiny_llama, loader):
+    models = LoadedModels(10**9, loader)
+    first = models.get(tiny_llama, "float32")
+    models.get(tiny_llama, "bfloat16")
+    assert models.get(tiny_llama, "float32") is first
+    assert loader.loads == [(tiny_llama, "float32"), (tiny_llama, "bfloat16")]
+
+
+def test_the_one_used_longest_ago_goes_first(make_tiny_llama, loader):
+    a, b, c = (make_tiny_llama(seed=seed) for seed in (1, 2, 3))
+    model_bytes = load_model(a, dtype="float32").weight_bytes
+    models = LoadedModels(int(2.9 * model_bytes), loader)
+    for path in (a, b, a, c, a):  # c takes the place of b
+        models.get(path, "float32")
+    assert [path for path, _ in loader.loads] == [a, b, c]
+    models.get(b, "float32")
+    assert [path for path, _ in loader.loads] == [a, b, c, b]
+
+
+def test_a_model_beyond_the_budget_is_served_alone(make_tiny_llama, loader):
+    a, b = (make_tiny_llama(seed=seed) for seed in (1, 2))
+    models = LoadedModels(1, loader)
+    assert models.get(a, "float32") is models.get(a, "float32")
+    models.get(b, "float32")
+    models.get(a, "float32")
+    assert [path for path, _ in loader.loads] == [a, b, a]
+
+
+def test_a_failed_load_keeps_the_others(tiny_llama, loader, tmp_path):
+    models = LoadedModels(10**9, loader)
+    first = models.get(tiny_llama, "float32")
+    with pytest.raises(CheckpointError):
+        models.get(tmp_path, "float32")
+    assert models.get(tiny_llama, "float32") is first
+
+
+def test_budget_is_half_of_the_free_memory(make_tiny_llama, monkeypatch):
+    a, b = (make_tiny_llama(seed=seed) for seed in (1, 2))
+    model_bytes = load_model(a, dtype="float32").weight_bytes
+
+    def models_with(free_bytes):
+        free = SimpleNamespace(available=free_bytes)
+        monkeypatch.setattr("llmopt.bench.loaded.psutil.virtual_memory", lambda: free)
+        return LoadedModels.on("cpu")
+
+    roomy, tight = models_with(5 * model_bytes), models_with(3 * model_bytes)
+    for models in (roomy, tight):
+        models.get(a, "float32")
+        models.get(b, "float32")
+    assert roomy.get(a, "float32") is roomy.get(a, "float32")
+    first = tight.get(a, "float32")
+    tight.get(b, "float32")
+    assert tight.get(a, "float32") is not first

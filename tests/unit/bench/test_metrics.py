@@ -1,0 +1,187 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llmopt.bench import metrics
+from llmopt.results.codec import from_json, to_json
+from llmopt.results.schema import Ceilings, CostModel, RunRecord, Summary
+
+COST = CostModel(
+    flops_per_token_linear=1000,
+    flops_lm_head=300,
+    flops_attention_per_token_per_context=7,
+    weight_bytes=50_000,
+    kv_bytes_per_token=11,
+)
+CEILINGS = Ceilings(
+    gemm_flops={"float32": 1e6, "bfloat16": 4e6},
+    copy_bytes_per_s=1e6,
+    read_bytes_per_s=2e6,
+    measured_at="2026-01-01T00:00:00+00:00",
+    num_threads=2,
+    device="cpu",
+)
+
+
+def test_definitions_on_one_request(make):
+    request = make.request()  # scheduled 0.2, sent 0.3, tokens at 1.0, 1.5, 2.5
+    assert metrics.ttft_s(request) == pytest.approx(0.8)  # from the schedule, not from sending
+    assert metrics.tpot_s(request) == pytest.approx(0.75)  # two gaps, first token excluded
+    assert list(metrics.itl_s(request)) == pytest.approx([0.5, 1.0])
+    assert metrics.e2e_s(request) == pytest.approx(2.3)
+
+
+def test_itl_counts_tokens_not_events(make):
+    request = make.request(token_times_s=(1.0, 2.0, 5.0), token_counts=(1, 4, 1))
+    assert list(metrics.itl_s(request)) == pytest.approx([0.25, 0.25, 0.25, 0.25, 3.0])
+    assert metrics.tpot_s(request) == pytest.approx(4 / 5)
+
+
+def test_requests_of_one_token_have_no_tpot(make):
+    request = make.request(token_times_s=(1.0,))
+    assert metrics.tpot_s(request) is None
+    assert list(metrics.itl_s(request)) == []
+    assert metrics.ttft_s(request) == pytest.approx(0.8)
+
+
+def test_requests_without_tokens_have_no_latency(make):
+    request = make.request(token_times_s=())
+    assert metrics.ttft_s(request) is metrics.tpot_s(request) is metrics.e2e_s(request) is None
+
+
+def test_useful_flops_counts_what_an_engine_computes(make):
+    # 10 prompt tokens and 3 output tokens: positions 0..11 pass through the layers, and the token
+    # at position i attends to i + 1 tokens; hidden states 9, 10 and 11 go through the lm_head.
+    by_hand = sum(1000 + 7 * (position + 1) for position in range(12)) + 3 * 300
+    assert metrics.useful_flops([make.request()], COST) == by_hand
+    assert metrics.useful_flops([make.request()] * 2, COST) == 2 * by_hand
+    assert metrics.useful_flops([make.request(token_times_s=())], COST) == 0
+
+
+def test_moved_bytes_counts_steps_and_cache(make):
+    # writes 12; the prompt's 10 read once; the decode steps at positions 10 and 11 read 11 and 12
+    by_hand = 5 * 50_000 + 11 * (12 + 10 + 11 + 12)
+    assert metrics.moved_bytes([make.request()], 5, COST) == by_hand
+
+
+def test_mfu_and_mbu_are_shares_of_the_measured_ceilings(make):
+    run = make.run([make.request()])  # 4 s
+    flops = metrics.useful_flops(run.requests, COST)
+    assert metrics.mfu(run, COST, CEILINGS, "float32") == pytest.approx(flops / 4 / 1e6)
+    assert metrics.mfu(run, COST, CEILINGS, "bfloat16") == pytest.approx(flops / 4 / 4e6)
+    assert metrics.mfu(run, COST, CEILINGS, "float16") is None
+    moved = metrics.moved_bytes(run.requests, 5, COST)
+    assert metrics.mbu(run, COST, CEILINGS) == pytest.approx(moved / 4 / 2e6)
+    assert metrics.mbu(replace(run, step_stats={}), COST, CEILINGS) is None
+
+
+def test_failed_requests_are_no_samples(make):
+    served = make.request()
+    failed = make.request(error="boom", token_times_s=(9.0, 9.1), done_s=None)
+    alone = metrics.summarize([make.run([served])], COST, CEILINGS, "float32")
+    both = metrics.summarize([make.run([served, failed])], COST, CEILINGS, "float32")
+    for name in ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms", "output_throughput"):
+        assert getattr(both, name) == getattr(alone, name)
+
+
+def test_rates_are_medians_over_runs(make):
+    runs = [make.run([make.request()], duration_s=d) for d in (4.0, 2.0, 40.0)]
+    summary = metrics.summarize(runs, COST, CEILINGS, "float32")
+    assert summary.run_output_throughput == pytest.approx((0.75, 1.5, 0.075))
+    assert summary.output_throughput == pytest.approx(0.75)
+    assert summary.total_throughput == pytest.approx(13 / 4)
+    assert summary.request_throughput == pytest.approx(0.25)
+    assert summary.mfu == pytest.approx(metrics.mfu(runs[0], COST, CEILINGS, "float32"))
+    assert summary.run_tpot_ms == pytest.approx((750, 750, 750))
+    assert summary.ttft_ms is not None
+    assert summary.ttft_ms.n == 3
+
+
+def test_runs_without_cost_have_latencies_only(make):
+    summary = metrics.summarize([make.run([make.request()])], None, None, "float32")
+    assert summary.mfu is summary.mbu is None
+    assert summary.e2e_ms is not None
+
+
+def test_run_in_which_everything_failed(make):
+    run = make.run([make.request(error="boom", token_times_s=(), done_s=None)])
+    summary = metrics.summarize([run], COST, CEILINGS, "float32")
+    assert summary.ttft_ms is summary.tpot_ms is summary.itl_ms is summary.e2e_ms is None
+    assert summary.output_throughput == 0
+    assert summary.run_tpot_ms == ()
+
+
+@st.composite
+def event_times(draw):
+    """Scheduled time, ascending event times, tokens per event."""
+    scheduled = draw(st.floats(0, 10))
+    gaps = draw(st.lists(st.floats(1e-6, 10), min_size=1, max_size=12))
+    counts = draw(st.lists(st.integers(1, 5), min_size=len(gaps), max_size=len(gaps)))
+    return scheduled, tuple(np.cumsum([scheduled, *gaps])[1:].tolist()), tuple(counts)
+
+
+@given(requests=st.lists(event_times(), min_size=1, max_size=8))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # makers keep no state
+def test_latencies_are_consistent(make, requests):
+    records = [
+        make.request(scheduled_s=scheduled, token_times_s=times, token_counts=counts)
+        for scheduled, times, counts in requests
+    ]
+    for record in records:
+        ttft, e2e, tpot = metrics.ttft_s(record), metrics.e2e_s(record), metrics.tpot_s(record)
+        gaps = list(metrics.itl_s(record))
+        assert len(gaps) == record.num_output_tokens - record.token_counts[0]
+        assert math.isclose(ttft + sum(gaps), e2e, rel_tol=1e-9)
+        if tpot is not None:
+            assert math.isclose(ttft + tpot * (record.num_output_tokens - 1), e2e, rel_tol=1e-9)
+
+
+def test_summary_can_be_recomputed_from_what_is_stored(make):
+    """What a result file keeps gives the summary again, by numpy and from the events alone."""
+    rng = np.random.default_rng(0)
+    runs = [
+        make.run(
+            [
+                make.request(
+                    scheduled_s=float(start),
+                    token_times_s=tuple((start + np.cumsum(rng.exponential(0.1, 20))).tolist()),
+                )
+                for start in rng.uniform(0, 3, 7)
+            ],
+            repeat=repeat,
+            duration_s=float(5 + repeat),
+            step_stats={"num_steps": 140.0 + repeat},
+        )
+        for repeat in range(3)
+    ]
+    summary = metrics.summarize(runs, COST, CEILINGS, "bfloat16")
+    stored = [from_json(RunRecord, to_json(run), "test") for run in runs]
+    assert metrics.summarize(stored, COST, CEILINGS, "bfloat16") == summary
+    assert from_json(Summary, to_json(summary), "test") == summary
+
+    requests = [request for run in stored for request in run.requests]
+    times = np.array([request.token_times_s for request in requests])  # [21, 20]
+    ttft_ms = 1e3 * (times[:, 0] - [request.scheduled_s for request in requests])
+    tpot_ms = 1e3 * (times[:, -1] - times[:, 0]) / 19
+    itl_ms = 1e3 * np.diff(times, axis=1).ravel()
+    for found, expected in (
+        (summary.ttft_ms, ttft_ms),
+        (summary.tpot_ms, tpot_ms),
+        (summary.itl_ms, itl_ms),
+    ):
+        assert found.p50 == pytest.approx(np.percentile(expected, 50))
+        assert found.p99 == pytest.approx(np.percentile(expected, 99))
+        assert found.n == expected.size
+    throughputs = [7 * 20 / (5 + repeat) for repeat in range(3)]
+    assert summary.output_throughput == pytest.approx(np.median(throughputs))
+    tokens = 10 + 20 - 1
+    attended = tokens * (tokens + 1) / 2
+    flops = 7 * (tokens * 1000 + 20 * 300 + attended * 7)
+    assert summary.mfu == pytest.approx(np.median([flops / (5 + r) / 4e6 for r in range(3)]))
+    cached = tokens + 10 + sum(range(11, 11 + 19))
+    moved = [(140 + r) * 50_000 + 7 * cached * 11 for r in range(3)]
+    assert summary.mbu == pytest.approx(np.median([m / (5 + r) / 2e6 for r, m in enumerate(moved)]))

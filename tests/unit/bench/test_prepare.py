@@ -1,0 +1,159 @@
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from llmopt.bench import prepare
+from llmopt.bench.observer import SilentObserver
+from llmopt.errors import ModelError, QuantizationError, UsageError
+from llmopt.formats.checkpoint import CheckpointReader
+from llmopt.recipe.schema import Base, Calibration, Load, QuantizeSpec, Recipe, Target
+
+GPTQ = QuantizeSpec("gptq", 4, 32)
+RTN = QuantizeSpec("rtn", 4, 32)
+
+
+class RecordingObserver(SilentObserver):
+    def __init__(self):
+        self.steps = []
+
+    def stage_advanced(self, done, total, detail):
+        self.steps.append((done, total, detail))
+
+
+@pytest.fixture
+def make_target(tiny_model_path):
+    return lambda spec, **changes: Target(
+        **({"name": "t", "model": str(tiny_model_path), "quantize": spec} | changes)
+    )
+
+
+@pytest.fixture
+def recipe(tiny_model_path):
+    return Recipe(
+        name="r",
+        base=Base(str(tiny_model_path)),
+        targets=(),
+        loads=(Load(1, 1, 1, 1),),
+        calibration=Calibration(num_samples=4, sample_tokens=64),
+    )
+
+
+@pytest.fixture
+def quantizations(monkeypatch):
+    """The output directory of every quantization that was really run."""
+    done = []
+    real = prepare.quantize_checkpoint
+
+    def counting(source, out, options, **rest):
+        done.append(out)
+        return real(source, out, options, **rest)
+
+    monkeypatch.setattr(prepare, "quantize_checkpoint", counting)
+    return done
+
+
+def get(recipe, target, work_dir, observer=None):
+    return prepare.prepare_target(recipe, target, work_dir, observer or SilentObserver())
+
+
+def test_a_model_as_it_is_stays_where_it_is(recipe, make_target, tiny_model_path, tmp_path):
+    prepared = get(recipe, make_target(None), tmp_path)
+    assert prepared.path == tiny_model_path
+    assert prepared.note is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_quantized_target_is_made_once(recipe, make_target, tmp_path, quantizations):
+    observer = RecordingObserver()
+    first = get(recipe, make_target(GPTQ), tmp_path, observer)
+    again = get(recipe, make_target(GPTQ, name="other"), tmp_path)
+    assert quantizations == [first.path]
+    assert again.path == first.path
+    assert first.path.parent == tmp_path
+    assert "gptq-w4g32" in first.path.name
+    assert CheckpointReader(first.path).config["quantization_config"]["bits"] == 4
+    assert observer.steps[-1][1] == 2  # of two blocks
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"calibration": Calibration(num_samples=4, sample_tokens=32)},
+        {"seed": 1},
+    ],
+)
+def test_other_calibration_makes_another_checkpoint(
+    recipe, make_target, tmp_path, quantizations, change
+):
+    get(recipe, make_target(GPTQ), tmp_path)
+    get(replace(recipe, **change), make_target(GPTQ), tmp_path)
+    assert len(set(quantizations)) == 2
+    rtn = get(recipe, make_target(RTN), tmp_path)
+    assert get(replace(recipe, **change), make_target(RTN), tmp_path).path == rtn.path
+    assert len(quantizations) == 3  # rounding to nearest does not depend on calibration
+
+
+def test_other_weights_or_code_make_another_checkpoint(
+    recipe, make_target, tmp_path, quantizations, tiny_model_path, monkeypatch
+):
+    get(recipe, make_target(RTN), tmp_path)
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model_path, copy)
+    get(recipe, make_target(RTN, model=str(copy)), tmp_path)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    get(recipe, make_target(RTN, model=str(copy)), tmp_path)
+    code = tmp_path / "quantize"
+    shutil.copytree(prepare.llmopt.quantize.__path__[0], code)
+    (code / "rtn.py").write_text("# another way to round\n")
+    monkeypatch.setattr(prepare.llmopt.quantize, "__path__", [str(code)])
+    get(recipe, make_target(RTN), tmp_path)
+    assert len({path.name.rsplit("-", 1)[1] for path in quantizations}) == 3
+    assert len(quantizations) == 4
+
+
+def test_a_damaged_checkpoint_is_made_again(recipe, make_target, tmp_path, quantizations):
+    path = get(recipe, make_target(RTN), tmp_path).path
+    weights = path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    get(recipe, make_target(RTN), tmp_path)
+    assert quantizations == [path, path]
+    assert CheckpointReader(path).num_bytes > 1000
+
+
+def test_a_checkpoint_that_was_interrupted_while_checked_is_not_kept(
+    recipe, make_target, tmp_path, monkeypatch
+):
+    real = prepare.quantize_checkpoint
+
+    def interrupted(*arguments, **rest):
+        real(*arguments, **rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "quantize_checkpoint", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        get(recipe, make_target(RTN), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_prepared_is_refused(recipe, make_target, tmp_path):
+    with pytest.raises(ModelError):
+        get(recipe, make_target(None, model=str(tmp_path / "missing")), tmp_path)
+    with pytest.raises(QuantizationError, match="48"):
+        get(recipe, make_target(QuantizeSpec("rtn", 4, 48)), tmp_path)
+    long = replace(recipe, calibration=Calibration(num_samples=10**6))
+    with pytest.raises(UsageError, match="calibration"):
+        get(long, make_target(GPTQ), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_the_weights_come_from_is_noted(recipe, make_target, tiny_model_path, tmp_path):
+    shutil.copytree(tiny_model_path, tmp_path / "model")
+    provenance = {"note": "dequantized and permuted"}
+    (tmp_path / "model" / "provenance.json").write_text(json.dumps(provenance))
+    model = str(tmp_path / "model")
+    for spec in (None, RTN):
+        prepared = get(recipe, make_target(spec, model=model), tmp_path / "work")
+        assert prepared.note == f"The weights of {model} are dequantized and permuted."

@@ -1,0 +1,286 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmopt.bench import examine, sweep
+from llmopt.bench.metrics import summarize
+from llmopt.bench.observer import SilentObserver
+from llmopt.data import read_text
+from llmopt.errors import ModelError, OutputError, UsageError
+from llmopt.recipe.schema import (
+    Base,
+    Calibration,
+    Load,
+    Quality,
+    QuantizeSpec,
+    Recipe,
+    Target,
+)
+from llmopt.results.schema import CellResult
+from llmopt.results.store import read_results
+
+pytestmark = pytest.mark.usefixtures("known_ceilings", "short_texts")
+
+
+@pytest.fixture
+def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The beginnings of the bundled texts, which take less time to tokenize."""
+    for module in ("bench.sweep", "quality.text"):
+        monkeypatch.setattr(f"llmopt.{module}.read_text", lambda name: read_text(name)[:20_000])
+
+
+class Recorder(SilentObserver):
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.open = 0
+        self.failed: dict[str, str] = {}
+        self.progress: list[tuple[int, int]] = []
+
+    def stage_started(self, stage: str) -> None:
+        assert self.open == 0
+        self.open += 1
+        self.stages.append(stage)
+
+    def stage_advanced(self, done: int, total: int, detail: str) -> None:
+        assert 0 <= done <= total
+        self.progress.append((done, total))
+
+    def stage_finished(self) -> None:
+        self.open -= 1
+
+    def cell_failed(self, cell_id: str, reason: str) -> None:
+        self.failed[cell_id] = reason
+
+
+@pytest.fixture
+def recipe(tiny_model_path: Path) -> Recipe:
+    model = str(tiny_model_path)
+    return Recipe(
+        name="tiny",
+        base=Base(model, "float32"),
+        targets=(
+            Target("bf16", model, "bfloat16"),
+            Target("rtn", model, quantize=QuantizeSpec("rtn", 4, 32)),
+        ),
+        loads=(Load(1, 3, 16, 4), Load(2, 4, 16, 4)),
+        repeats=2,
+        warmup_requests=1,
+        calibration=Calibration(num_samples=4, sample_tokens=64),
+        quality=Quality(window=32, num_windows=2),
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    def run_recipe(recipe: Recipe, observer: Any = None) -> list[CellResult]:
+        paths = sweep.run_recipe(
+            recipe, tmp_path / "results", tmp_path / "work", observer or Recorder()
+        )
+        results, errors = read_results(paths)
+        assert errors == []
+        return results
+
+    return run_recipe
+
+
+def runs_made(monkeypatch: pytest.MonkeyPatch, interrupt_at: int | None = None) -> list[Any]:
+    """Note (load, repeat) of every run; Ctrl-C arrives in run number `interrupt_at`."""
+    made: list[Any] = []
+    real = sweep.measure_run
+
+    def noting(model: Any, text: Any, load: Any, **rest: Any) -> Any:
+        if len(made) == interrupt_at:
+            raise KeyboardInterrupt
+        result = real(model, text, load, **rest)
+        made.append((load.concurrency, str(model.dtype), rest["repeat"]))
+        return result
+
+    monkeypatch.setattr(sweep, "measure_run", noting)
+    return made
+
+
+def test_every_cell_becomes_one_whole_result(recipe, run, known_ceilings):
+    observer = Recorder()
+    results = run(recipe, observer)
+    assert [(r.target, r.load.concurrency) for r in results] == [
+        (target, concurrency) for concurrency in (1, 2) for target in ("fp32", "bf16", "rtn")
+    ]
+    for result in results:
+        assert result.error is None
+        assert [run.repeat for run in result.runs] == [0, 1]
+        assert all(len(run.requests) == result.load.num_requests for run in result.runs)
+        assert result.base_target == "fp32"
+        assert result.ceilings.gemm_flops == known_ceilings.gemm_flops
+        passed = {check.name: check.passed for check in result.validity}
+        assert passed["requests-served"]
+        assert passed["output-length"]
+        assert passed["prompt-length"]
+        assert passed["warm-up"]
+        dtype = result.model.compute_dtype
+        assert result.summary == summarize(result.runs, result.cost, result.ceilings, dtype)
+        assert result.summary.mfu > 0
+        assert result.summary.mbu > 0
+    assert [r.model.scheme for r in results[:3]] == ["fp32", "bf16", "rtn-w4g32"]
+    assert observer.failed == {}
+    assert observer.open == 0
+    assert observer.progress[-1] == (42, 42)
+
+
+def test_quality_is_measured_once_per_target_and_not_for_the_base(recipe, run, monkeypatch):
+    measured = []
+    real = examine.measure_quality
+
+    def counting(*arguments: Any) -> Any:
+        measured.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(examine, "measure_quality", counting)
+    results = {(r.target, r.load.concurrency): r.quality for r in run(recipe)}
+    assert len(measured) == 2
+    assert results["fp32", 1] is results["fp32", 2] is None
+    assert results["rtn", 1] == results["rtn", 2]
+    assert results["rtn", 1].base_name == "fp32"
+    assert results["rtn", 1].kld_mean > results["bf16", 1].kld_mean > 0
+
+
+def test_repeats_are_interleaved_over_the_cells(recipe, run, monkeypatch):
+    made = runs_made(monkeypatch)
+    run(recipe)
+    assert made == [
+        (concurrency, dtype, repeat)
+        for repeat in (0, 1)
+        for concurrency in (1, 2)
+        for dtype in ("torch.float32", "torch.bfloat16", "torch.bfloat16")
+    ]
+
+
+def test_every_target_gets_the_same_prompts_and_every_repeat_others(recipe, run, monkeypatch):
+    from llmopt.bench import speed
+
+    asked: list[Any] = []
+    real = speed.run_load
+
+    async def noting(backend: Any, load: Any, prompts: Any, **rest: Any) -> Any:
+        asked.append((load.concurrency, rest["repeat"], prompts))
+        return await real(backend, load, prompts, **rest)
+
+    monkeypatch.setattr(speed, "run_load", noting)
+    run(recipe)
+    by_run: dict[Any, set[Any]] = {}
+    for concurrency, repeat, prompts in asked:
+        by_run.setdefault((concurrency, repeat), set()).add(prompts)
+    assert [len(prompts) for prompts in by_run.values()] == [1] * 4
+    assert len(set.union(*by_run.values())) == 4
+
+
+def test_measuring_again_adds_files_and_overwrites_none(recipe, run, tmp_path):
+    small = replace(recipe, targets=(), loads=recipe.loads[:1], quality=None)
+    run(small)
+    (first,) = (tmp_path / "results").rglob("0001-*.json")
+    content = first.read_bytes()
+    run(small)
+    files = sorted(path.name[:4] for path in (tmp_path / "results").rglob("*.json"))
+    assert files == ["0001", "0002"]
+    assert first.read_bytes() == content
+
+
+@pytest.mark.parametrize("interrupt_at", [0, 5, 11])
+def test_an_interrupted_sweep_goes_on_where_it_stopped(
+    recipe, run, monkeypatch, tmp_path, interrupt_at
+):
+    with monkeypatch.context() as patch:
+        before = runs_made(patch, interrupt_at)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe)
+        assert len(before) == interrupt_at
+    journals = sorted((tmp_path / "results").rglob("partial.json"))
+    kept = [run for path in journals for run in json.loads(path.read_text())["runs"]]
+    assert len(kept) == interrupt_at
+    assert not list((tmp_path / "results").rglob("0001-*"))
+
+    monkeypatch.setattr(examine, "measure_quality", None)  # it is in the journals
+    after = runs_made(monkeypatch)
+    results = run(recipe)
+    assert len(after) == 12 - interrupt_at
+    starts = {run.started_at for result in results for run in result.runs}
+    assert {run["started_at"] for run in kept} <= starts
+    assert all([run.repeat for run in result.runs] == [0, 1] for result in results)
+    assert not list((tmp_path / "results").rglob("partial.json"))
+
+
+def test_a_journal_of_other_weights_or_settings_is_not_taken_up(recipe, run, monkeypatch):
+    with monkeypatch.context() as patch:
+        runs_made(patch, interrupt_at=6)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe)
+    made = runs_made(monkeypatch)
+    run(replace(recipe, seed=1))
+    assert len(made) == 12
+
+
+def test_what_cannot_be_prepared_fails_alone(recipe, run, tmp_path):
+    broken = Target("gone", str(tmp_path / "missing"))
+    wrong = Target("g48", recipe.base.model, quantize=QuantizeSpec("rtn", 4, 48))
+    observer = Recorder()
+    results = run(
+        replace(recipe, targets=(broken, wrong, *recipe.targets), loads=recipe.loads[:1]), observer
+    )
+    assert [r.error is None for r in results] == [True, False, False, True, True]
+    assert "missing" in results[1].error
+    assert "48" in results[2].error
+    for result in results[1:3]:
+        assert result.summary is None
+        assert result.validity == result.runs == ()
+    assert set(observer.failed) == {"tiny-gone-c1", "tiny-g48-c1"}
+
+
+def test_a_load_that_the_model_cannot_take_fails_alone(recipe, run):
+    long = Load(3, 3, 600, 4)  # the model reads 512 tokens
+    results = run(replace(recipe, loads=(recipe.loads[0], long), targets=()))
+    assert [r.error is None for r in results] == [True, False]
+    assert "max_model_len" in results[1].error
+    assert results[1].model is not None
+
+
+def test_a_run_that_breaks_ends_its_cell_and_keeps_the_runs_before(recipe, run, monkeypatch):
+    real = sweep.measure_run
+
+    def breaking(model: Any, text: Any, load: Any, **rest: Any) -> Any:
+        if (load.concurrency, rest["repeat"]) == (2, 1):
+            raise RuntimeError("the allocator\n  is out of memory")
+        return real(model, text, load, **rest)
+
+    monkeypatch.setattr(sweep, "measure_run", breaking)
+    results = run(replace(recipe, targets=(), quality=None))
+    assert results[0].error is None
+    assert results[1].error == "RuntimeError: the allocator is out of memory"
+    assert [run.repeat for run in results[1].runs] == [0]
+
+
+def test_a_target_with_another_tokenizer_has_no_quality(
+    recipe, run, make_tiny_llama, tiny_model_path
+):
+    from transformers import AutoTokenizer
+
+    other = make_tiny_llama(vocab_size=256, bos_token_id=0, eos_token_id=0, seed=3)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
+    tokenizer.add_tokens([" "])
+    tokenizer.save_pretrained(other)
+    target = Target("other", str(other))
+    results = run(replace(recipe, targets=(target,), loads=recipe.loads[:1]))
+    assert "different tokens" in results[1].error
+
+
+def test_nothing_is_measured_without_a_base_a_text_or_a_place(recipe, run, tmp_path):
+    with pytest.raises(ModelError, match="missing"):
+        run(replace(recipe, base=Base(str(tmp_path / "missing"))))
+    with pytest.raises(UsageError, match="windows"):
+        run(replace(recipe, quality=Quality(window=500, num_windows=10**6)))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        sweep.run_recipe(recipe, tmp_path / "file" / "results", tmp_path / "work", Recorder())
+    with pytest.raises(UsageError, match="cuda"):
+        sweep.run_recipe(recipe, tmp_path / "r", tmp_path / "w", Recorder(), device="cuda:99")

@@ -1,0 +1,107 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from llmopt.errors import CheckpointError, UsageError
+from llmopt.quality.compare import compare
+from llmopt.quality.options import QualityOptions
+
+
+def save_tokenizer(path, first="a"):
+    """One token per letter; `first` gets id 3, so that another one gives other ids."""
+    letters = [first, *(c for c in "abcdefghijklmnopqrstuvwxyz" if c != first)]
+    vocabulary = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>", *letters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(path)
+
+
+@pytest.fixture(scope="module")
+def base(make_tiny_llama):
+    path = make_tiny_llama()
+    save_tokenizer(path)
+    return path
+
+
+@pytest.fixture
+def perturbed(base, tmp_path):
+    """The base with noise on its weights."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.01 * torch.randn(weight.shape, generator=generator)
+    path = tmp_path / "perturbed"
+    model.save_pretrained(path)
+    save_tokenizer(path)
+    return path
+
+
+@pytest.fixture
+def options(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("thequickbrownfoxjumpsoverthelazydog" * 10)
+    return QualityOptions(str(text), window=32, num_windows=4, num_resamples=200)
+
+
+def test_a_checkpoint_against_itself(base, options):
+    record = compare(base, base, options, base_name="tiny")
+    assert (record.kld_mean, record.top1_agreement, record.ppl_ratio) == (0.0, 1.0, 1.0)
+    assert (record.base_name, record.base_scheme) == ("tiny", "fp32")
+    assert record.num_tokens == 4 * 31
+
+
+def test_perplexity_equals_transformers(base, perturbed, options):
+    record = compare(perturbed, base, options, base_name="tiny")
+    text = Path(options.text).read_text()[: 4 * 32]
+    windows = torch.tensor([ord(letter) - ord("a") + 3 for letter in text]).view(4, 32)
+    for path, ppl in [(base, record.base_ppl), (perturbed, record.ppl)]:
+        model = AutoModelForCausalLM.from_pretrained(path).eval()
+        with torch.inference_mode():
+            loss = model(windows, labels=windows).loss
+        assert ppl == pytest.approx(float(loss.exp()), rel=1e-5)
+    assert record.kld_mean > 0
+
+
+def test_dtypes_are_those_asked_for(base, options):
+    record = compare(base, base, options, base_name="tiny", dtype="bfloat16")
+    assert 0 < record.kld_mean < 0.01
+    coarse = compare(base, base, options, base_name="tiny", base_dtype="bfloat16", dtype="bfloat16")
+    assert (coarse.base_scheme, coarse.kld_mean) == ("bf16", 0.0)
+
+
+def test_another_tokenizer_is_refused(base, options, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    save_tokenizer(other, first="z")
+    with pytest.raises(UsageError, match="read the same text as other tokens"):
+        compare(other, base, options, base_name="tiny")
+
+
+def test_a_quantized_base_is_named_by_its_scheme(base, options, tmp_path):
+    """Layers that stay in full precision are read as they are, so that the config alone differs."""
+    quantized = tmp_path / "quantized"
+    shutil.copytree(base, quantized)
+    config = json.loads((quantized / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": 32,
+        "sym": True,
+        "meta": {"method": "rtn"},
+    }
+    (quantized / "config.json").write_text(json.dumps(config))
+    record = compare(base, quantized, options, base_name="tiny")
+    assert (record.base_scheme, record.kld_mean) == ("rtn-w4g32", 0.0)
+
+
+def test_a_directory_without_a_tokenizer_is_refused(base, tiny_llama, options):
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        compare(base, tiny_llama, options, base_name="tiny")

@@ -7,29 +7,26 @@ results are the only thing on standard output.
 
 import sys
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells count; typer returns it for a KeyboardInterrupt
+
 
 def main() -> None:
     """The console script `llmopt`."""
-    import click
-
     from llmopt.cli.app import app
     from llmopt.errors import LLMOptError
 
     try:
-        code = app(standalone_mode=False)
+        app()
     except LLMOptError as error:
         _say(f"error: {error}")
-        code = 2
-    except click.exceptions.Abort:
-        _say("interrupted; whatever was finished before is kept")
-        code = 130
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        sys.exit(2)
     except BrokenPipeError:
-        sys.stderr.close()
-        code = 0
-    sys.exit(code or 0)
+        sys.stderr.close()  # whoever reads the output has seen enough, as in `llmopt report | head`
+        sys.exit(0)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _say("interrupted; whatever was finished before is kept")
+        raise
 
 
 def _say(text: str) -> None:

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = (
-    1 << 21
-)  # temporaries of 8 MiB: larger ones cost page faults, smaller ones barriers
+CHUNK_ELEMENTS = 1 << 21  # temporaries of 8 MiB: more costs page faults, less thread barriers
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,7 +197,7 @@ def test_an_output_below_a_file_is_refused(model, tmp_path):
     (tmp_path / "file").write_text("")
     done = run("quantize", model, "--out", tmp_path / "file" / "q", "--method", "rtn")
     assert_refused(done, "cannot be written")
-    assert_refused(run("bench", model, "--out", tmp_path / "file" / "r"), "cannot be written")
+    assert_refused(run("bench", model, "--out", tmp_path / "file" / "r"), "a file is in the way")
 
 
 def test_a_malformed_recipe_names_the_line(recipe, tmp_path):

@@ -1,0 +1,1 @@
+"""The runtime: requests, blocks, the scheduler, the model runner and the loops that drive them."""

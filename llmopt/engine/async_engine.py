@@ -1,0 +1,164 @@
+"""The engine for many concurrent consumers: its loop in one background thread, streams in asyncio.
+
+Knows nothing about text, HTTP or measurement.
+Law: only the background thread touches the engine after construction (so there is one torch thread
+pool); each consumer gets each of its tokens once, in order, or the error that ended the loop.
+"""
+
+import asyncio
+import itertools
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+
+from llmopt.engine.engine import Engine
+from llmopt.engine.request import SamplingParams, StepOutput
+from llmopt.errors import EngineError
+
+_Event = StepOutput | BaseException
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stream:
+    """The way from the background thread to one consumer."""
+
+    request_id: str
+    prompt_token_ids: Sequence[int]
+    params: SamplingParams
+    arrival_s: float
+    loop: asyncio.AbstractEventLoop
+    events: asyncio.Queue[_Event] = field(default_factory=asyncio.Queue)
+
+
+class AsyncEngine:
+    """Owns `engine` from now on; `close()` it, or use it as an async context manager."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._request_numbers = itertools.count()
+        self._wake = threading.Condition()
+        self._added: deque[_Stream] = deque()
+        self._aborted: deque[str] = deque()
+        self._closing = False
+        self._failure: BaseException | None = None
+        self._streams: dict[str, _Stream] = {}  # of the background thread alone
+        self._thread = threading.Thread(target=self._run, name="llmopt-engine", daemon=True)
+        self._thread.start()
+
+    async def __aenter__(self) -> "AsyncEngine":
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await asyncio.to_thread(self.close)
+
+    async def generate(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, arrival_s: float = 0.0
+    ) -> AsyncGenerator[StepOutput, None]:
+        """Stream one request; it is sent when the iteration starts and aborted when that ends.
+
+        Raises:
+            UsageError, EngineError: as `Engine.add_request`, or the engine is closed.
+            Exception: whatever ended the engine's loop.
+        """
+        loop = asyncio.get_running_loop()
+        request_id = str(next(self._request_numbers))
+        stream = _Stream(request_id, prompt_token_ids, params, arrival_s, loop)
+        self._submit(stream)
+        finished = False
+        try:
+            while not finished:
+                event = await stream.events.get()
+                if isinstance(event, BaseException):
+                    finished = True
+                    raise event
+                finished = event.finish_reason is not None
+                yield event
+        finally:
+            if not finished:
+                with self._wake:
+                    self._aborted.append(request_id)
+                    self._wake.notify()
+
+    def close(self) -> None:
+        """Stop after the current step; streams that are not finished get an `EngineError`."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _submit(self, stream: _Stream) -> None:
+        with self._wake:
+            if self._failure is not None:
+                raise self._failure
+            if self._closing:
+                raise _closed_error()
+            self._added.append(stream)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        failure: BaseException = _closed_error()
+        try:
+            while self._take_messages():
+                self._deliver([(out.request_id, out) for out in self.engine.step()])
+        except BaseException as error:
+            failure = error
+        with self._wake:
+            self._failure = failure
+            self._streams.update((stream.request_id, stream) for stream in self._added)
+            self._added.clear()
+        for request_id in self._streams:
+            self.engine.abort(request_id)
+        self._deliver([(request_id, failure) for request_id in list(self._streams)])
+
+    def _take_messages(self) -> bool:
+        """Wait until there is work, apply what consumers sent; False when closing."""
+        with self._wake:
+            while not (
+                self._closing or self._added or self._aborted or self.engine.has_unfinished()
+            ):
+                self._wake.wait()
+            if self._closing:
+                return False
+            added, self._added = self._added, deque()
+            aborted, self._aborted = self._aborted, deque()
+        for stream in added:
+            self._add(stream)
+        for request_id in aborted:
+            self._streams.pop(request_id, None)
+            self.engine.abort(request_id)
+        return True
+
+    def _add(self, stream: _Stream) -> None:
+        self._streams[stream.request_id] = stream
+        try:
+            self.engine.add_request(
+                stream.request_id, stream.prompt_token_ids, stream.params, stream.arrival_s
+            )
+        except Exception as error:
+            self._deliver([(stream.request_id, error)])
+
+    def _deliver(self, events: Sequence[tuple[str, _Event]]) -> None:
+        """Hand events to their consumers, with one wake-up per event loop."""
+        batches: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, _Event]]] = {}
+        for request_id, event in events:
+            stream = self._streams[request_id]
+            batches.setdefault(stream.loop, []).append((stream, event))
+            if isinstance(event, BaseException) or event.finish_reason is not None:
+                del self._streams[request_id]
+        for loop, batch in batches.items():
+            try:
+                loop.call_soon_threadsafe(_put_all, batch)
+            except RuntimeError:  # the consumers' loop is closed: nobody will read or abort these
+                for stream, _ in batch:
+                    self._streams.pop(stream.request_id, None)
+                    self.engine.abort(stream.request_id)
+
+
+def _put_all(batch: Sequence[tuple[_Stream, _Event]]) -> None:
+    for stream, event in batch:
+        stream.events.put_nowait(event)
+
+
+def _closed_error() -> EngineError:
+    return EngineError("the engine is closed", "Make a new one.")

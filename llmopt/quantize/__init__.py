@@ -1,0 +1,1 @@
+"""Quantization methods: weights in, a checkpoint with fewer bits out. Never imports the engine."""

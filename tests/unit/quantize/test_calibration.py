@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmopt.errors import UsageError
+from llmopt.quantize.calibration import choose_windows, load_calibration
+
+
+class WordEncoder:
+    """One token per word, its number; with a BOS token 9999 in front where asked."""
+
+    def __init__(self, bos_token_id: int | None = None, adds_bos: bool = False) -> None:
+        self.bos_token_id = bos_token_id
+        self._adds_bos = adds_bos
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        prefix = [9999] if self._adds_bos and add_special_tokens else []
+        return prefix + [int(word) for word in text.split()]
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    path = tmp_path / "numbers.txt"
+    path.write_text(" ".join(map(str, range(1000))))
+    return path
+
+
+def test_windows_are_consecutive_text_spread_over_the_whole(text_file: Path) -> None:
+    data = load_calibration(WordEncoder(), text_file, num_samples=10, sample_tokens=20, seed=1)
+    assert data.tokens.shape == (10, 20)
+    for i, window in enumerate(data.tokens.tolist()):
+        assert window == list(range(window[0], window[0] + 20))
+        assert 100 * i <= window[0] <= 100 * i + 80
+
+
+def test_seed_chooses_the_windows(text_file: Path) -> None:
+    def tokens(seed: int) -> list[list[int]]:
+        data = load_calibration(WordEncoder(), text_file, num_samples=4, sample_tokens=8, seed=seed)
+        rows: list[list[int]] = data.tokens.tolist()
+        return rows
+
+    assert tokens(3) == tokens(3)
+    assert tokens(3) != tokens(4)
+
+
+def test_every_window_starts_with_bos_where_the_model_has_it(text_file: Path) -> None:
+    encoder = WordEncoder(bos_token_id=9999, adds_bos=True)
+    data = load_calibration(encoder, text_file, num_samples=5, sample_tokens=10)
+    assert data.tokens[:, 0].tolist() == [9999] * 5
+    assert 9999 not in data.tokens[:, 1:].flatten().tolist()
+    assert data.sample_tokens == 10
+
+
+def test_bos_that_the_tokenizer_does_not_add_is_not_added(text_file: Path) -> None:
+    encoder = WordEncoder(bos_token_id=9999)
+    data = load_calibration(encoder, text_file, num_samples=2, sample_tokens=8)
+    assert 9999 not in data.tokens.flatten().tolist()
+
+
+def test_source_and_hash_are_recorded(text_file: Path) -> None:
+    data = load_calibration(WordEncoder(), text_file, num_samples=1, sample_tokens=8)
+    assert data.source == "numbers.txt"
+    assert len(data.text_sha256) == 64
+
+
+def test_bundled_text_is_used_without_a_file() -> None:
+    class Letters:
+        bos_token_id = None
+
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            return [ord(letter) for letter in text]
+
+    data = load_calibration(Letters(), num_samples=16, sample_tokens=512)
+    assert data.source == "bundled:calibration"
+    assert data.tokens.shape == (16, 512)
+
+
+def test_too_little_text_names_the_number_of_tokens(text_file: Path) -> None:
+    with pytest.raises(UsageError, match=r"numbers\.txt has 1,000 tokens.*4 .* 512 need 2,048"):
+        load_calibration(WordEncoder(), text_file, num_samples=4, sample_tokens=512)
+
+
+def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_calibration(WordEncoder(), tmp_path / "absent.txt")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_calibration(WordEncoder(), tmp_path / "binary.txt")
+
+
+@pytest.mark.parametrize(("samples", "tokens"), [(0, 16), (4, 1), (-1, 8)])
+def test_senseless_sizes_are_refused(text_file: Path, samples: int, tokens: int) -> None:
+    with pytest.raises(UsageError, match="make no sense"):
+        load_calibration(WordEncoder(), text_file, num_samples=samples, sample_tokens=tokens)
+
+
+@given(
+    length=st.integers(1, 300),
+    num_samples=st.integers(1, 12),
+    window=st.integers(1, 40),
+    seed=st.integers(0, 5),
+)
+def test_windows_are_full_and_never_overlap(
+    length: int, num_samples: int, window: int, seed: int
+) -> None:
+    text = list(range(length))
+    if length < num_samples * window:
+        with pytest.raises(UsageError):
+            choose_windows(
+                text, num_samples=num_samples, window_tokens=window, seed=seed, source="t"
+            )
+        return
+    windows = choose_windows(
+        text, num_samples=num_samples, window_tokens=window, seed=seed, source="t"
+    )
+    used = [token for chosen in windows for token in chosen]
+    assert len(used) == num_samples * window == len(set(used))
+    assert used == sorted(used)

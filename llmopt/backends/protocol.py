@@ -5,9 +5,11 @@ an event, so that all backends are timed by the same hand. The law: a stream yie
 token exactly once, in order, and raises when the request failed.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,14 @@ class Backend(Protocol):
 
     def start(self) -> None:
         """Get ready to serve. Raises `BackendError` or `EngineError` when it cannot."""
+        ...
+
+    def drive(self, client: Callable[[], T]) -> T:
+        """Run `client`, which streams requests, to its end; returns or raises what it does.
+
+        A backend that computes in this process does so in the calling thread, and runs the client
+        beside it; a server elsewhere only needs the client to run.
+        """
         ...
 
     def stop(self) -> None:

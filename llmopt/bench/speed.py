@@ -59,8 +59,10 @@ def measure_run(
     backend = BuiltinBackend(model, engine_config(load))
     backend.start()
     try:
-        return asyncio.run(
-            run_load(backend, load, prompts, repeat=repeat, seed=seed, on_request=on_request)
+        return backend.drive(
+            lambda: asyncio.run(
+                run_load(backend, load, prompts, repeat=repeat, seed=seed, on_request=on_request)
+            )
         )
     finally:
         backend.stop()

@@ -1,8 +1,8 @@
-"""The engine for many concurrent consumers: its loop in one background thread, streams in asyncio.
+"""The engine for many concurrent consumers: its loop in one thread, streams in asyncio.
 
 Knows nothing about text, HTTP or measurement.
-Law: only the background thread touches the engine after construction (so there is one torch thread
-pool); each consumer gets each of its tokens once, in order, or the error that ended the loop.
+Law: only the thread of the loop touches the engine; each consumer gets each of its tokens once, in
+order, or the error that ended the loop.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from llmopt.engine.engine import Engine
 from llmopt.engine.request import SamplingParams, StepOutput
 from llmopt.errors import EngineError
 
-_Event = StepOutput | BaseException
+_Event = StepOutput | Exception
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +32,15 @@ class _Stream:
 
 
 class AsyncEngine:
-    """Owns `engine` from now on; `close()` it, or use it as an async context manager."""
+    """Owns `engine` from now on, and serves it in a thread until it is closed.
+
+    `start` makes a background thread for the loop, as `async with` does. `run` is the loop in the
+    thread that calls it. The difference matters for speed on CPUs: a process whose main thread has
+    computed with OpenMP keeps that team of threads, a second computing thread makes another, and
+    GCC's runtime then stops spinning at barriers because there are more threads than cores, which
+    makes small operators about twice as slow. Where the main thread computes too, run the loop
+    there and put the consumers into another thread.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -41,12 +49,12 @@ class AsyncEngine:
         self._added: deque[_Stream] = deque()
         self._aborted: deque[str] = deque()
         self._closing = False
-        self._failure: BaseException | None = None
-        self._streams: dict[str, _Stream] = {}  # of the background thread alone
-        self._thread = threading.Thread(target=self._run, name="llmopt-engine", daemon=True)
-        self._thread.start()
+        self._failure: Exception | None = None
+        self._streams: dict[str, _Stream] = {}  # of the loop's thread alone
+        self._thread: threading.Thread | None = None
 
     async def __aenter__(self) -> "AsyncEngine":
+        self.start()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -69,7 +77,7 @@ class AsyncEngine:
         try:
             while not finished:
                 event = await stream.events.get()
-                if isinstance(event, BaseException):
+                if isinstance(event, Exception):
                     finished = True
                     raise event
                 finished = event.finish_reason is not None
@@ -80,12 +88,34 @@ class AsyncEngine:
                     self._aborted.append(request_id)
                     self._wake.notify()
 
+    def start(self) -> None:
+        """Run the loop in a background thread."""
+        assert self._thread is None, "the loop is started once"
+        self._thread = threading.Thread(target=self.run, name="llmopt-engine", daemon=True)
+        self._thread.start()
+
+    def run(self) -> None:
+        """Serve in this thread until `close` is called from another.
+
+        What ends the loop before that is the error of every stream; only an interruption is raised
+        here too.
+        """
+        failure: Exception = _closed_error()
+        try:
+            while self._take_messages():
+                self._deliver([(out.request_id, out) for out in self.engine.step()])
+        except Exception as error:
+            failure = error
+        finally:
+            self._fail_streams(failure)
+
     def close(self) -> None:
         """Stop after the current step; streams that are not finished get an `EngineError`."""
         with self._wake:
             self._closing = True
             self._wake.notify()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _submit(self, stream: _Stream) -> None:
         with self._wake:
@@ -96,13 +126,7 @@ class AsyncEngine:
             self._added.append(stream)
             self._wake.notify()
 
-    def _run(self) -> None:
-        failure: BaseException = _closed_error()
-        try:
-            while self._take_messages():
-                self._deliver([(out.request_id, out) for out in self.engine.step()])
-        except BaseException as error:
-            failure = error
+    def _fail_streams(self, failure: Exception) -> None:
         with self._wake:
             self._failure = failure
             self._streams.update((stream.request_id, stream) for stream in self._added)
@@ -144,7 +168,7 @@ class AsyncEngine:
         for request_id, event in events:
             stream = self._streams[request_id]
             batches.setdefault(stream.loop, []).append((stream, event))
-            if isinstance(event, BaseException) or event.finish_reason is not None:
+            if isinstance(event, Exception) or event.finish_reason is not None:
                 del self._streams[request_id]
         for loop, batch in batches.items():
             try:

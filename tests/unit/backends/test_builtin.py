@@ -1,11 +1,13 @@
 import asyncio
+import threading
+from collections.abc import Coroutine
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 
 from llmopt.backends.builtin import BuiltinBackend
-from llmopt.backends.protocol import GenerationParams, TokenEvent
+from llmopt.backends.protocol import GenerationParams, T, TokenEvent
 from llmopt.engine.engine import Engine, EngineConfig
 from llmopt.engine.request import SamplingParams
 from llmopt.errors import EngineError, UsageError
@@ -32,11 +34,15 @@ async def collect(backend: Any, prompt: Any, **params: Any) -> list[TokenEvent]:
     return [event async for event in backend.stream(prompt, GenerationParams(**params))]
 
 
+def drive(backend: BuiltinBackend, client: Coroutine[Any, Any, T]) -> T:
+    return backend.drive(lambda: asyncio.run(client))
+
+
 def test_streams_give_every_token_once(backend):
     async def main() -> list[list[TokenEvent]]:
         return await asyncio.gather(*[collect(backend, p, max_tokens=12) for p in PROMPTS])
 
-    for events in asyncio.run(main()):
+    for events in drive(backend, main()):
         assert sum(event.num_tokens for event in events) == 12
         assert [event.finish_reason for event in events] == [None] * 11 + ["length"]
         assert {event.num_preemptions for event in events} == {0}
@@ -55,13 +61,13 @@ def test_end_of_sequence_is_ignored_only_if_asked(make_tiny_llama, tiny_llama):
         return [sum(event.num_tokens for event in events) for events in [await a for a in asked]]
 
     try:
-        assert asyncio.run(lengths()) == [9, greedy.index(greedy[2]) + 1]
+        assert drive(backend, lengths()) == [9, greedy.index(greedy[2]) + 1]
     finally:
         backend.stop()
 
 
 def test_stats_count_steps(backend):
-    asyncio.run(collect(backend, PROMPTS[0], max_tokens=6))
+    drive(backend, collect(backend, PROMPTS[0], max_tokens=6))
     stats = backend.stats()
     assert stats["num_steps"] == 6  # one for the prompt, which samples, and five more
     assert stats["num_scheduled_tokens"] == 5 + 5
@@ -69,18 +75,18 @@ def test_stats_count_steps(backend):
 
 
 def test_starting_again_begins_anew(backend):
-    asyncio.run(collect(backend, PROMPTS[0], max_tokens=6))
+    drive(backend, collect(backend, PROMPTS[0], max_tokens=6))
     backend.stop()
     backend.stop()  # does nothing
     backend.start()
     assert backend.stats()["num_steps"] == 0
-    assert len(asyncio.run(collect(backend, PROMPTS[0], max_tokens=2))) == 2
+    assert len(drive(backend, collect(backend, PROMPTS[0], max_tokens=2))) == 2
 
 
 def test_a_request_that_can_never_be_served_raises(backend):
     with pytest.raises(EngineError, match="64"):
-        asyncio.run(collect(backend, list(range(3, 103)), max_tokens=4))
-    assert len(asyncio.run(collect(backend, PROMPTS[0], max_tokens=2))) == 2
+        drive(backend, collect(backend, list(range(3, 103)), max_tokens=4))
+    assert len(drive(backend, collect(backend, PROMPTS[0], max_tokens=2))) == 2
 
 
 def test_limits_beyond_the_model_are_refused_at_start(model):
@@ -101,11 +107,43 @@ def test_a_stream_that_is_dropped_frees_its_cache(backend, how):
                 await asyncio.gather(task, return_exceptions=True)
         await collect(backend, PROMPTS[2], max_tokens=2)  # the aborts come before it
 
-    asyncio.run(drop())
-    assert backend._running.engine.block_pool.num_used_blocks == 0
+    drive(backend, drop())
+    assert backend._engine.block_pool.num_used_blocks == 0
 
 
 def test_what_it_says_of_itself(backend):
     assert backend.name == "llmopt"
     assert backend.version.count(".") == 2
     assert backend.settings["max_num_seqs"] == 4
+
+
+def test_the_engine_computes_in_the_thread_that_drives(backend, monkeypatch):
+    threads = set()
+    step = Engine.step
+
+    def watched(engine):
+        threads.add(threading.current_thread())
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "step", watched)
+    drive(backend, collect(backend, PROMPTS[0], max_tokens=3))
+    assert threads == {threading.main_thread()}
+
+
+def test_an_interruption_ends_the_client_and_is_raised(backend, monkeypatch):
+    def interrupted(engine):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        drive(backend, collect(backend, PROMPTS[0], max_tokens=3))
+    assert "llmopt-client" not in " ".join(thread.name for thread in threading.enumerate())
+    assert backend._engine.block_pool.num_used_blocks == 0
+
+
+def test_the_clients_own_error_is_raised(backend):
+    async def broken() -> None:
+        raise ValueError("the client is broken")
+
+    with pytest.raises(ValueError, match="client is broken"):
+        drive(backend, broken())

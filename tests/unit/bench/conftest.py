@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmopt.backends.protocol import GenerationParams, TokenEvent
+from llmopt.backends.protocol import GenerationParams, T, TokenEvent
 from llmopt.hardware.ceilings import MeasuredCeilings
 from llmopt.results.schema import RequestRecord, RunRecord
 
@@ -63,6 +63,9 @@ class FakeBackend:
 
     def start(self) -> None:
         pass
+
+    def drive(self, client: Callable[[], T]) -> T:
+        return client()
 
     def stop(self) -> None:
         pass

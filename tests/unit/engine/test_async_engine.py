@@ -72,6 +72,7 @@ def test_requests_of_several_event_loops_are_served(
 ) -> None:
     expected = tokens(run(make_engine(), prompts, PARAMS))
     engine = AsyncEngine(make_engine())
+    engine.start()
     results: dict[int, list[int]] = {}
 
     def consume(index: int) -> None:
@@ -175,6 +176,7 @@ def test_a_consumer_whose_event_loop_is_gone_does_not_stop_the_engine(
 ) -> None:
     engine = make_engine()
     async_engine = AsyncEngine(engine)
+    async_engine.start()
     loop = asyncio.new_event_loop()
     stream = async_engine.generate([5, 6], LONG)
     loop.run_until_complete(anext(stream))
@@ -190,6 +192,7 @@ def test_a_consumer_whose_event_loop_is_gone_does_not_stop_the_engine(
 
 def test_an_idle_engine_uses_no_processor_time(make_engine: MakeEngine) -> None:
     async_engine = AsyncEngine(make_engine())
+    async_engine.start()
     before = time.process_time()
     time.sleep(0.3)
     assert time.process_time() - before < 0.1

@@ -6,12 +6,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test check env clean
+.PHONY: demo readme test check env clean
 
 demo: $(STAMP)
 	$(BIN)/llmopt bench recipes/demo.yaml --out demo/results --work demo/checkpoints
 	$(BIN)/llmopt report demo/results --format markdown --out demo/report.md --png demo/report.png
 	$(BIN)/llmopt report demo/results
+
+# What README.md and results/ show of the committed result files.
+readme: $(STAMP)
+	$(BIN)/llmopt report results/demo --into README.md --png results/demo/report.png
+	$(BIN)/llmopt report results --format markdown --out results/README.md
 
 test: check
 	$(BIN)/python -m pytest

@@ -1,5 +1,6 @@
 """`llmopt report`."""
 
+import io
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,10 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write here, not to standard output.")
     ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(help="Replace the Markdown report between marker lines in this document."),
+    ] = None,
     png: Annotated[
         Path | None, typer.Option(help="Draw quality loss against throughput into this file.")
     ] = None,
@@ -35,16 +40,25 @@ def report(
         llmopt report results/
 
         llmopt report demo/results --format markdown --out table.md --png picture.png
+
+        llmopt report results/demo --into README.md
     """
     from llmopt.cli.output import open_output
+    from llmopt.report.embed import embed_in_file
     from llmopt.report.render import render
     from llmopt.results.store import read_results
 
     found, errors = read_results(results)
-    with open_output(out) as stream:
-        picture = render(found, errors, output_format.value, stream, plot=png)
-    if out is not None:
-        typer.echo(f"wrote {out}", err=True)
+    if into is not None:
+        text = io.StringIO()
+        picture = render(found, errors, "markdown", text, plot=png)
+        embed_in_file(into, text.getvalue())
+    else:
+        with open_output(out) as stream:
+            picture = render(found, errors, output_format.value, stream, plot=png)
+    for written in (into, out if into is None else None):
+        if written is not None:
+            typer.echo(f"wrote {written}", err=True)
     if picture is not None:
         typer.echo(f"wrote {picture}", err=True)
     elif png is not None:

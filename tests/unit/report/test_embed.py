@@ -1,0 +1,21 @@
+import pytest
+
+from llmopt.errors import OutputError, UsageError
+from llmopt.report.embed import BEGIN, END, embed, embed_in_file
+
+
+def test_only_what_stands_between_the_markers_changes():
+    document = f"head\n{BEGIN}\nold\nold\n{END}\ntail\n"
+    assert embed(document, "new\n") == f"head\n{BEGIN}\nnew\n{END}\ntail\n"
+    assert embed(embed(document, "x"), "new") == embed(document, "new")
+
+
+@pytest.mark.parametrize("document", ["", f"{BEGIN}\n", f"{END}\n{BEGIN}\n"])
+def test_a_document_without_markers_is_refused(document):
+    with pytest.raises(UsageError, match="no place"):
+        embed(document, "new")
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(OutputError, match=r"nothing\.md"):
+        embed_in_file(tmp_path / "nothing.md", "new")

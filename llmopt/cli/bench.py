@@ -44,7 +44,8 @@ def bench(
     """Measure quality and speed of several models or methods side by side.
 
     Writes one result file per cell and prints the table. An interrupted run goes on where it
-    stopped when the same command is given again.
+    stopped when the same command is given again. A cell that fails is a row that says why; the
+    others go on, and the exit code is 1.
 
     Examples:
 
@@ -76,6 +77,10 @@ def bench(
     results, errors = read_results(paths)
     render(results, errors, "json" if json else "terminal", sys.stdout)
     typer.echo(f"{len(paths)} result files in {out}", err=True)
+    failed = sum(result.error is not None for result in results)
+    if failed:
+        typer.echo(f"{failed} of {len(results)} cells failed; their rows say why", err=True)
+        raise typer.Exit(1)
 
 
 def _loads(

@@ -32,18 +32,21 @@ def evaluate(
 
     options = QualityOptions(text=text, window=window, num_windows=num_windows)
     with StageProgress() as progress:
-        progress.stage_started(f"compare {model} with {base}")
-        record = compare(
-            resolve_model(model),
-            resolve_model(base),
-            options,
-            base_name=base,
-            dtype=dtype,
-            base_dtype=base_dtype,
-            device=device,
-            on_window=lambda done, total: progress.stage_advanced(done, total, "windows"),
-        )
-        progress.stage_finished()
+        with progress.stage(f"find {base}") as advance:
+            base_path = resolve_model(base, advance)
+        with progress.stage(f"find {model}") as advance:
+            model_path = resolve_model(model, advance)
+        with progress.stage("compare them"):
+            record = compare(
+                model_path,
+                base_path,
+                options,
+                base_name=base,
+                dtype=dtype,
+                base_dtype=base_dtype,
+                device=device,
+                on_window=lambda done, total: progress.stage_advanced(done, total, "windows"),
+            )
     if json:
         print_json(record)
         return

@@ -36,8 +36,10 @@ def generate(
         llmopt generate ./smollm2-w4 -p "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 1
     """
     from llmopt.cli.output import print_json
+    from llmopt.cli.progress import StageProgress
     from llmopt.engine.llm import LLM
     from llmopt.engine.request import SamplingParams
+    from llmopt.models.resolve import resolve_model
 
     prompts = _read_prompts(prompt, prompts_file)
     params = SamplingParams(
@@ -48,13 +50,17 @@ def generate(
         seed=seed,
         ignore_eos=ignore_eos,
     )
-    llm = LLM(
-        model,
-        dtype=dtype,
-        device=device,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-    )
+    with StageProgress() as progress:
+        with progress.stage(f"find {model}") as advance:
+            path = resolve_model(model, advance)
+        with progress.stage("load it"):
+            llm = LLM(
+                path,
+                dtype=dtype,
+                device=device,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+            )
     encoded = [llm.tokenizer.encode(text) for text in prompts]
     if chat:
         encoded = [

@@ -4,6 +4,8 @@ Knows nothing of what is being done. The law: nothing is ever drawn on standard 
 """
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -18,7 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-PLAIN_INTERVAL_S = 10.0
+PLAIN_INTERVAL_S = 10.0  # between lines where there is no terminal
+SHORT_STAGE_S = 0.5  # below this nobody waited
 
 
 class StageProgress:
@@ -63,9 +66,7 @@ class StageProgress:
         """Begin a stage; its size becomes known when it first advances."""
         self._stage = stage
         self._started = self._last_line = time.monotonic()
-        if self._bar.disable:
-            self._line(f"{stage} ...")
-        else:
+        if not self._bar.disable:
             self._task = self._bar.add_task(stage, total=None, detail="")
 
     def stage_advanced(self, done: int, total: int, detail: str) -> None:
@@ -78,20 +79,26 @@ class StageProgress:
             self._line(f"{self._stage}: {done} of {total} {_eta(now - self._started, done, total)}")
 
     def stage_finished(self) -> None:
-        """End the stage and leave one line that says how long it took."""
+        """End the stage; one that took a while leaves a line that says how long."""
         seconds = time.monotonic() - self._started
         if self._task is not None:
             self._bar.remove_task(self._task)
             self._task = None
-        self._line(f"{self._stage}: {seconds:.1f} s")
+        if seconds >= SHORT_STAGE_S:
+            self._line(f"{self._stage}: {seconds:.1f} s")
 
     def cell_failed(self, cell_id: str, reason: str) -> None:
         """Say at once what will be a row without numbers."""
         self._line(f"{cell_id} failed: {reason}")
 
-    def note(self, text: str) -> None:
-        """A line that stays."""
-        self._line(text)
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[str, float], None]]:
+        """One stage; what it yields takes what is being done and the share that is done."""
+        self.stage_started(name)
+        try:
+            yield lambda what, share: self.stage_advanced(round(100 * share), 100, what)
+        finally:
+            self.stage_finished()
 
     def _line(self, text: str) -> None:
         self.console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)

@@ -119,6 +119,16 @@ def test_a_recipe_writes_one_result_per_cell_and_the_picture(recipe, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_cell_that_fails_is_a_row_and_an_exit_code(recipe, tmp_path):
+    recipe.write_text(recipe.read_text().replace("group_size: 32", "group_size: 48"))
+    done = run("bench", recipe, "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert "1 of 2 cells failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "group size 48 does not divide" in " ".join(done.stdout.split())
+    assert len(list((tmp_path / "out").rglob("0001-*.json"))) == 2
+
+
 def test_an_interrupted_sweep_says_so_and_goes_on_where_it_stopped(recipe, tmp_path):
     recipe.write_text(recipe.read_text().replace("repeats: 2", "repeats: 40"))
     out = tmp_path / "out"

@@ -12,6 +12,20 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count; typer returns it for a Keybo
 
 def main() -> None:
     """The console script `llmopt`."""
+    try:
+        code = _run()
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever reads the output has seen enough, as in `llmopt report | head`
+        code = 0
+    if code == INTERRUPTED:
+        _say("interrupted; whatever was finished before is kept")
+    sys.exit(code)
+
+
+def _run() -> int | str | None:
+    """Run the command and return its exit code."""
     from llmopt.cli.app import app
     from llmopt.errors import LLMOptError
 
@@ -19,14 +33,10 @@ def main() -> None:
         app()
     except LLMOptError as error:
         _say(f"error: {error}")
-        sys.exit(2)
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever reads the output has seen enough, as in `llmopt report | head`
-        sys.exit(0)
+        return 2
     except SystemExit as end:
-        if end.code == INTERRUPTED:
-            _say("interrupted; whatever was finished before is kept")
-        raise
+        return end.code
+    return 0
 
 
 def _say(text: str) -> None:

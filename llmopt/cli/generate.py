@@ -1,9 +1,12 @@
 """`llmopt generate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from llmopt.engine.request import RequestOutput
 
 
 def generate(
@@ -35,10 +38,9 @@ def generate(
 
         llmopt generate ./smollm2-w4 -p "Once upon a time" --temperature 0.8 --top-p 0.95 --seed 1
     """
-    from llmopt.cli.output import print_json
     from llmopt.cli.progress import StageProgress
     from llmopt.engine.llm import LLM
-    from llmopt.engine.request import SamplingParams
+    from llmopt.engine.request import SamplingParams, StepOutput
     from llmopt.models.resolve import resolve_model
 
     prompts = _read_prompts(prompt, prompts_file)
@@ -61,13 +63,29 @@ def generate(
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens,
             )
-    encoded = [llm.tokenizer.encode(text) for text in prompts]
+    encoded = llm.encode(prompts)
     if chat:
-        encoded = [
-            llm.tokenizer.apply_chat_template([{"role": "user", "content": text}])
-            for text in prompts
-        ]
-    outputs = llm.generate(encoded, params, progress=True)
+        turns = [[{"role": "user", "content": text}] for text in prompts]
+        encoded = [llm.tokenizer.apply_chat_template(turn) for turn in turns]
+    steps: list[list[StepOutput]] = [[] for _ in prompts]
+    interrupted = False
+    try:
+        with StageProgress() as progress, progress.stage("generate"):
+            for done, (index, step) in enumerate(llm.stream(encoded, params), start=1):
+                steps[index].append(step)
+                progress.stage_advanced(done, max_tokens * len(prompts), "tokens")
+    except KeyboardInterrupt:
+        interrupted = True
+    outputs = [llm.collect(i, ids, steps[i]) for i, ids in enumerate(encoded)]
+    _show(prompts, outputs, chat=chat, json=json)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def _show(prompts: list[str], outputs: list["RequestOutput"], *, chat: bool, json: bool) -> None:
+    """Print what was generated, all of it or what there was of it when it was interrupted."""
+    from llmopt.cli.output import print_json
+
     if json:
         print_json(outputs)
         return

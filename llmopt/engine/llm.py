@@ -1,15 +1,12 @@
 """`LLM(model).generate(prompts, params)`: text or token ids in, text and token ids out.
 
 Knows nothing about scheduling or tensors.
-Law: outputs come in the order of the prompts, and nothing stays queued after `generate`, however it
-ends.
+Law: outputs come in the order of the prompts, and nothing stays queued when `generate` or `stream`
+ends, however it ends.
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from llmopt.engine.engine import Engine, EngineConfig
 from llmopt.engine.request import RequestOutput, SamplingParams, StepOutput
@@ -64,8 +61,6 @@ class LLM:
         self,
         prompts: Sequence[str | Sequence[int]],
         params: SamplingParams | Sequence[SamplingParams],
-        *,
-        progress: bool = False,
     ) -> list[RequestOutput]:
         """Complete all prompts together; `params` for all of them, or one for each.
 
@@ -73,63 +68,56 @@ class LLM:
             UsageError: no prompt matches its parameters, or a prompt is empty or not of this model.
             EngineError: a prompt is too long for the model or the cache.
         """
-        if isinstance(prompts, str):
-            raise UsageError(f"prompts is the text {prompts!r}", "Give a list of prompts.")
-        if isinstance(params, SamplingParams):
-            params = [params] * len(prompts)
-        if len(params) != len(prompts):
-            raise UsageError(
-                f"there are {len(prompts)} prompts and {len(params)} sampling parameters",
-                "Give one SamplingParams for all prompts, or one for each.",
-            )
-        encoded = [self._encode(prompt) for prompt in prompts]
-        request_ids = [str(index) for index in range(len(prompts))]
-        try:
-            for request_id, token_ids, one in zip(request_ids, encoded, params, strict=True):
-                self.engine.add_request(request_id, token_ids, one)
-            steps = self._run(request_ids, progress)
-        finally:
-            for request_id in request_ids:
-                self.engine.abort(request_id)
+        encoded = self.encode(prompts)
+        steps: list[list[StepOutput]] = [[] for _ in encoded]
+        for index, step in self.stream(encoded, params):
+            steps[index].append(step)
         return [
-            self._collect(request_id, token_ids, steps[request_id])
-            for request_id, token_ids in zip(request_ids, encoded, strict=True)
+            self.collect(index, token_ids, steps[index]) for index, token_ids in enumerate(encoded)
         ]
 
-    def _encode(self, prompt: str | Sequence[int]) -> list[int]:
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-
-    def _run(self, request_ids: Sequence[str], progress: bool) -> dict[str, list[StepOutput]]:
-        """Step until all is done; the outputs of each request in order."""
-        steps: dict[str, list[StepOutput]] = {request_id: [] for request_id in request_ids}
-        with _progress_bar() if progress else nullcontext() as bar:
-            task = bar.add_task("requests", total=len(steps)) if bar is not None else None
+    def stream(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams],
+    ) -> Iterator[tuple[int, StepOutput]]:
+        """As `generate`, but yields (index of the prompt, what a step added to it) as it comes."""
+        encoded = self.encode(prompts)
+        each = [params] * len(encoded) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(encoded):
+            raise UsageError(
+                f"there are {len(encoded)} prompts and {len(each)} sampling parameters",
+                "Give one SamplingParams for all prompts, or one for each.",
+            )
+        try:
+            for index, (token_ids, one) in enumerate(zip(encoded, each, strict=True)):
+                self.engine.add_request(str(index), token_ids, one)
             while self.engine.has_unfinished():
-                for out in self.engine.step():
-                    steps[out.request_id].append(out)
-                    if bar is not None and task is not None and out.finish_reason is not None:
-                        bar.advance(task)
-        return steps
+                for step in self.engine.step():
+                    yield int(step.request_id), step
+        finally:
+            for index in range(len(encoded)):
+                self.engine.abort(str(index))
 
-    def _collect(
-        self, request_id: str, prompt_token_ids: Sequence[int], steps: Sequence[StepOutput]
+    def encode(self, prompts: Sequence[str | Sequence[int]]) -> list[list[int]]:
+        """Token ids of each prompt. Raises UsageError for a text in place of a list."""
+        if isinstance(prompts, str):
+            raise UsageError(f"prompts is the text {prompts!r}", "Give a list of prompts.")
+        return [
+            self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            for prompt in prompts
+        ]
+
+    def collect(
+        self, index: int, prompt_token_ids: Sequence[int], steps: Sequence[StepOutput]
     ) -> RequestOutput:
-        token_ids = tuple(token_id for out in steps for token_id in out.token_ids)
+        """The steps of one prompt, so far or to its end, as its output."""
+        token_ids = tuple(token_id for step in steps for token_id in step.token_ids)
         return RequestOutput(
-            request_id=request_id,
+            request_id=str(index),
             prompt_token_ids=tuple(prompt_token_ids),
             token_ids=token_ids,
-            finish_reason=steps[-1].finish_reason,
-            num_preemptions=steps[-1].num_preemptions,
+            finish_reason=steps[-1].finish_reason if steps else None,
+            num_preemptions=steps[-1].num_preemptions if steps else 0,
             text=self.tokenizer.decode(list(token_ids)),
         )
-
-
-def _progress_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        transient=True,
-    )

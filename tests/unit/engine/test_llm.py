@@ -56,10 +56,19 @@ def test_end_tokens_are_the_tokenizers(llm: LLM) -> None:
     assert llm.engine.eos_token_ids == llm.tokenizer.eos_token_ids == (1,)
 
 
-def test_progress_is_drawn_only_when_asked(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
-    quiet = llm.generate([[5], [6]], PARAMS)
-    assert capsys.readouterr().out == ""
-    assert llm.generate([[5], [6]], PARAMS, progress=True) == quiet
+def test_streaming_gives_the_same_tokens_as_they_come(llm: LLM) -> None:
+    prompts = [[5], [6, 7]]
+    streamed: list[list[int]] = [[], []]
+    for index, step in llm.stream(prompts, PARAMS):
+        streamed[index] += step.token_ids
+    assert [tuple(ids) for ids in streamed] == [o.token_ids for o in llm.generate(prompts, PARAMS)]
+
+
+def test_leaving_a_stream_leaves_nothing_queued(llm: LLM) -> None:
+    stream = llm.stream([[5], [6]], PARAMS)
+    next(stream)
+    stream.close()
+    assert not llm.engine.has_unfinished()
 
 
 def test_no_prompts_give_no_outputs(llm: LLM) -> None:

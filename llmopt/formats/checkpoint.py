@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -151,6 +152,10 @@ def _open_shard(shard: Path) -> Any:
         raise _damaged(shard, str(error)) from error
 
 
+def _names_in(shard: Path) -> list[str]:
+    return list(_open_shard(shard).keys())
+
+
 def _locate_tensors(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         raise CheckpointError(
@@ -169,7 +174,7 @@ def _locate_tensors(path: Path) -> dict[str, Path]:
             f"{path} holds no *.safetensors file",
             "Only safetensors checkpoints are read; convert the model.",
         )
-    return {name: shard for shard in shards for name in _open_shard(shard).keys()}  # noqa: SIM118 (a handle, no dict)
+    return {name: shard for shard in shards for name in _names_in(shard)}
 
 
 def _check_index(path: Path, weight_map: Mapping[str, str]) -> dict[str, Path]:
@@ -179,7 +184,7 @@ def _check_index(path: Path, weight_map: Mapping[str, str]) -> dict[str, Path]:
             raise CheckpointError(
                 f"{path / INDEX_NAME} names {file}, outside the model", "Fetch it again."
             )
-        present[file] = set(_open_shard(path / file).keys())
+        present[file] = set(_names_in(path / file))
     missing = [name for name, file in weight_map.items() if name not in present[file]]
     if missing:
         raise CheckpointError(
@@ -329,23 +334,13 @@ def check_writable(path: Path, expected_bytes: int) -> None:
         )
 
 
-class output_errors:  # noqa: N801 (a context manager reads like a statement)
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals to write `path` into one clear OutputError."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, (OSError, SafetensorError)):
-            raise _output_error(self._path, error) from error
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise _output_error(path, error) from error
 
 
 def _output_error(path: Path, error: Exception) -> OutputError:

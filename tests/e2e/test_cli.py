@@ -172,6 +172,29 @@ def test_interrupted_quantization_leaves_nothing(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_interrupted_generation_shows_what_there_is(model):
+    asked = ("--max-tokens", "900", "--ignore-eos", "--json")
+    process = subprocess.Popen(
+        command("generate", model, "-p", "abc", *asked),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stderr is not None
+    for line in process.stderr:  # the model is loaded, generation has begun
+        if line.startswith("load it"):
+            break
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    (shown,) = json.loads(output)
+    assert len(shown["token_ids"]) < 900
+    assert shown["finish_reason"] is None
+
+
 def test_a_missing_model_is_one_sentence(tmp_path):
     assert_refused(run("generate", tmp_path / "nothing", "-p", "x"), "nothing", "Give a")
 

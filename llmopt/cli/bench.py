@@ -18,7 +18,8 @@ def bench(
         "results"
     ),
     work: Annotated[
-        Path | None, typer.Option(help="Directory for checkpoints that a recipe makes.")
+        Path | None,
+        typer.Option(help="Directory for checkpoints that a recipe makes; in the cache if absent."),
     ] = None,
     base: Annotated[
         str | None, typer.Option(help="Model to compare with; the first target if absent.")
@@ -55,6 +56,7 @@ def bench(
     """
     from llmopt.bench.sweep import run_recipe
     from llmopt.cli.progress import StageProgress
+    from llmopt.hardware.cache import cache_directory
     from llmopt.recipe.load import load_recipe, recipe_from_targets
     from llmopt.recipe.schema import Quality
     from llmopt.report.render import render
@@ -73,7 +75,8 @@ def bench(
             quality=Quality(text) if quality else None,
         )
     with StageProgress() as progress:
-        paths = run_recipe(recipe, out, work or out / "checkpoints", progress, device=device)
+        checkpoints = work or cache_directory() / "checkpoints"
+        paths = run_recipe(recipe, out, checkpoints, progress, device=device)
     results, errors = read_results(paths)
     render(results, errors, "json" if json else "terminal", sys.stdout)
     typer.echo(f"{len(paths)} result files in {out}", err=True)

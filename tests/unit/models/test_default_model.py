@@ -205,14 +205,13 @@ def test_a_cache_that_cannot_be_made(
 
 
 @pytest.mark.real_model
-def test_the_real_model_answers() -> None:
+def test_the_real_model_answers(default_model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    path = ensure_default_model()
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(default_model)
     question = [{"role": "user", "content": "What is the capital of Japan?"}]
     ids = torch.tensor([tokenizer.apply_chat_template(question)])
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(default_model, dtype=torch.float32)
     output = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False
     )

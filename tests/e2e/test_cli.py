@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,14 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
     assert len(errors) == 1, done.stderr
     for word in words:
         assert word in errors[0]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory) -> Iterator[None]:
+    """What the commands keep does not go into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMOPT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="module")

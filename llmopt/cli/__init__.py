@@ -5,23 +5,42 @@ sentence with the remedy on standard error and exit code 2, an interruption is e
 results are the only thing on standard output.
 """
 
+import signal
 import sys
+from types import FrameType
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count; typer returns it for a KeyboardInterrupt
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def main() -> None:
     """The console script `llmopt`."""
+    interrupts = _count_interrupts()
     try:
         code = _run()
-    except KeyboardInterrupt:
-        code = INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()  # whoever reads the output has seen enough, as in `llmopt report | head`
         code = 0
-    if code == INTERRUPTED:
+    except BaseException:
+        # An extension module may turn the KeyboardInterrupt that hits it into an error of its own.
+        if not interrupts:
+            raise
+        code = INTERRUPTED
+    if interrupts and code != 0:
         _say("interrupted; whatever was finished before is kept")
+        code = INTERRUPTED
     sys.exit(code)
+
+
+def _count_interrupts() -> list[int]:
+    """A list that gets an entry for every SIGINT, which raises KeyboardInterrupt as always."""
+    interrupts: list[int] = []
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    return interrupts
 
 
 def _run() -> int | str | None:

@@ -8,11 +8,12 @@ from collections.abc import Callable
 import torch
 
 from llmopt.bench.cost import cost_model
-from llmopt.bench.facts import model_facts, scheme
+from llmopt.bench.facts import model_facts
 from llmopt.bench.loaded import LoadedModels
 from llmopt.bench.prepare import PreparedTarget
 from llmopt.errors import UsageError
 from llmopt.formats.checkpoint import CheckpointReader
+from llmopt.formats.weights import scheme
 from llmopt.models.tokenizer import load_tokenizer
 from llmopt.quality.logits import BaseLogits
 from llmopt.quality.measure import measure_quality

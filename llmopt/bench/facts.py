@@ -10,14 +10,11 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
-import torch
-
 from llmopt.formats.checkpoint import CheckpointReader
-from llmopt.formats.gptq import SUFFIXES, parse_quantization_config
+from llmopt.formats.weights import QuantizedWeights, quantized_weights, scheme
 from llmopt.models.llama import LlamaModel
 from llmopt.results.schema import ModelFacts
 
-_DTYPE_SCHEMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _NUM_SAMPLES = 256  # places of each shard that go into its hash
 _SAMPLE_BYTES = 4096
 
@@ -25,8 +22,9 @@ _SAMPLE_BYTES = 4096
 def model_facts(name: str, path: Path, model: LlamaModel, *, note: str | None = None) -> ModelFacts:
     """The facts of a loaded model and of its checkpoint directory. Raises CheckpointError."""
     reader = CheckpointReader(path)
-    sizes = _tensor_sizes(reader)
-    quantized = [size for prefix, size in sizes.items() if _is_quantized(reader, prefix)]
+    weights = quantized_weights(reader)
+    sizes = _tensor_sizes(reader, weights)
+    quantized = [size for key, size in sizes.items() if weights is not None and key in weights]
     num_parameters = sum(parameters for parameters, _ in sizes.values())
     return ModelFacts(
         name=name,
@@ -42,19 +40,6 @@ def model_facts(name: str, path: Path, model: LlamaModel, *, note: str | None = 
         kernels=model.kernels,
         note=note,
     )
-
-
-def scheme(reader: CheckpointReader, dtype: torch.dtype) -> str:
-    """The scheme's name: "gptq-w4g64" for a quantized checkpoint, else after the dtype: "bf16".
-
-    The method is the one that made the codes: a GPTQ file may hold round-to-nearest weights.
-    """
-    config = reader.config.get("quantization_config")
-    if config is None:
-        return _DTYPE_SCHEMES[dtype]
-    spec, _ = parse_quantization_config(config)
-    method = (config.get("meta") or {}).get("method") or config["quant_method"]
-    return spec.label(str(method))
 
 
 def content_hash(path: Path) -> str:
@@ -79,29 +64,21 @@ def content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _tensor_sizes(reader: CheckpointReader) -> dict[str, tuple[int, int]]:
+def _tensor_sizes(
+    reader: CheckpointReader, weights: QuantizedWeights | None
+) -> dict[str, tuple[int, int]]:
     """Logical parameters and stored bytes of each tensor, those of a quantized layer together."""
-    parameters: dict[str, int] = defaultdict(int)
+    parameters: dict[str, int] = {}
     num_bytes: dict[str, int] = defaultdict(int)
     for name in reader.names():
-        prefix, _, suffix = name.rpartition(".")
-        key = prefix if suffix in SUFFIXES and _is_quantized(reader, prefix) else name
+        module = None if weights is None else weights.module_of(name)
         elements = math.prod(reader.shape(name))
-        num_bytes[key] += elements * reader.dtype(name).itemsize
-        if key == name:
-            parameters[key] += elements
-        elif suffix == "qweight":
-            parameters[key] += _unpacked_elements(reader, elements)
+        num_bytes[module or name] += elements * reader.dtype(name).itemsize
+        if weights is None or module is None:
+            parameters[name] = elements
+        elif module not in parameters:
+            parameters[module] = weights.num_weights(module)
     return {key: (parameters[key], num_bytes[key]) for key in num_bytes}
-
-
-def _is_quantized(reader: CheckpointReader, prefix: str) -> bool:
-    return f"{prefix}.qweight" in reader
-
-
-def _unpacked_elements(reader: CheckpointReader, num_words: int) -> int:
-    spec, _ = parse_quantization_config(reader.config["quantization_config"])
-    return num_words * 32 // spec.bits
 
 
 def _bits_per_weight(sizes: list[tuple[int, int]]) -> float:

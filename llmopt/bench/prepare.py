@@ -10,6 +10,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import llmopt.formats
 import llmopt.quantize
 from llmopt.bench.facts import content_hash
 from llmopt.bench.observer import Observer
@@ -58,12 +59,13 @@ def prepare_target(
 
 def _options(source: Path, spec: QuantizeSpec, recipe: Recipe) -> QuantizeOptions:
     calibration = None
-    if spec.method == "gptq":
+    if spec.method != "rtn":
         calibration = _calibration(source, recipe.calibration, recipe.seed)
     return QuantizeOptions(
         method=spec.method,
         spec=QuantSpec(spec.bits, spec.group_size, spec.symmetric),
         calibration=calibration,
+        format=spec.format,
     )
 
 
@@ -93,11 +95,13 @@ def _quantize(source: Path, path: Path, options: QuantizeOptions, observer: Obse
 def _directory_name(target: Target, source: Path, options: QuantizeOptions) -> str:
     """Readable in front, unique behind."""
     digest = hashlib.sha256(content_hash(source).encode())
-    digest.update(json.dumps([options.method, asdict(options.spec), asdict(options.gptq)]).encode())
+    settings = [asdict(options.spec), asdict(options.gptq), asdict(options.awq)]
+    digest.update(json.dumps([options.method, options.format, *settings]).encode())
     if options.calibration is not None:
         digest.update(options.calibration.tokens.numpy().tobytes())
-    for module in sorted(Path(llmopt.quantize.__path__[0]).glob("*.py")):
-        digest.update(module.read_bytes())
+    for package in (llmopt.formats, llmopt.quantize):
+        for module in sorted(Path(package.__path__[0]).glob("*.py")):
+            digest.update(module.read_bytes())
     model = Path(target.model).name
     return f"{model}-{options.spec.label(options.method)}-{digest.hexdigest()[:12]}"
 

@@ -2,9 +2,20 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from llmopt.quantize.options import QuantizeSummary
+
+
+class Format(StrEnum):
+    """Checkpoint formats."""
+
+    GPTQ = "gptq"
+    AWQ = "awq"
+    COMPRESSED_TENSORS = "compressed-tensors"
 
 
 class Method(StrEnum):
@@ -12,6 +23,8 @@ class Method(StrEnum):
 
     RTN = "rtn"
     GPTQ = "gptq"
+    AWQ = "awq"
+    AWQ_GPTQ = "awq+gptq"
 
 
 def quantize(
@@ -22,6 +35,14 @@ def quantize(
     group_size: Annotated[
         int, typer.Option(help="Weights that share a scale; -1: one scale per output channel.")
     ] = 64,
+    asymmetric: Annotated[
+        bool,
+        typer.Option(
+            "--asymmetric",
+            help="Give every group a zero point of its own (GPTQ: version 2, for fewer readers).",
+        ),
+    ] = False,
+    format: Annotated[Format, typer.Option(help="How the checkpoint is stored.")] = Format.GPTQ,
     text: Annotated[
         Path | None, typer.Option(help="Calibration text (UTF-8); the bundled one if absent.")
     ] = None,
@@ -33,19 +54,22 @@ def quantize(
     seed: Annotated[int, typer.Option(help="Chooses the calibration windows.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Quantize a model's linear layers into a GPTQ checkpoint that any engine loads.
+    """Quantize a model's linear layers into a checkpoint that other engines load.
 
     Examples:
 
         llmopt quantize smollm2-135m --bits 4 --group-size 64 --out smollm2-w4
 
         llmopt quantize ./my-model --method rtn --bits 8 --out my-model-w8
+
+        llmopt quantize ./my-model --method awq+gptq --asymmetric --format awq --out my-model-awq
     """
     from llmopt.cli.output import print_json
     from llmopt.cli.progress import StageProgress
     from llmopt.errors import QuantizationError
     from llmopt.formats.checkpoint import check_writable
     from llmopt.formats.quantized import QuantSpec
+    from llmopt.formats.weights import choose_format
     from llmopt.models.resolve import resolve_model
     from llmopt.models.tokenizer import load_tokenizer
     from llmopt.quantize.calibration import load_calibration
@@ -55,7 +79,8 @@ def quantize(
 
     if bits not in (4, 8):
         raise QuantizationError(f"{bits} bits were asked for", "Choose --bits 4 or --bits 8.")
-    spec = QuantSpec(bits, None if group_size == -1 else group_size)
+    spec = QuantSpec(bits, None if group_size == -1 else group_size, not asymmetric)
+    choose_format(format.value, spec)
     check_writable(out, expected_bytes=0)
     with StageProgress() as progress:
         progress.stage_started(f"find {model}")
@@ -64,12 +89,14 @@ def quantize(
         )
         progress.stage_finished()
         calibration = None
-        if method is Method.GPTQ:
+        if method is not Method.RTN:
             tokenizer = load_tokenizer(source)
             calibration = load_calibration(
                 tokenizer, text, num_samples=samples, sample_tokens=sample_tokens, seed=seed
             )
-        options = QuantizeOptions(method.value, spec, calibration, GPTQOptions(damping=damping))
+        options = QuantizeOptions(
+            method.value, spec, calibration, GPTQOptions(damping=damping), format=format.value
+        )
         progress.stage_started(f"quantize to {spec.label(method)}")
         summary = quantize_checkpoint(
             source,
@@ -83,8 +110,12 @@ def quantize(
     if json:
         print_json(summary)
     else:
-        typer.echo(
-            f"{out}: {spec.label(method)}, {len(summary.modules)} layers at "
-            f"{summary.bits_per_weight:.3f} bits per weight, {summary.file_bytes / 1e6:.1f} MB, "
-            f"{summary.seconds:.0f} s"
-        )
+        typer.echo(_sentence(summary, spec.label(method)))
+
+
+def _sentence(summary: "QuantizeSummary", scheme: str) -> str:
+    return (
+        f"{summary.out}: {scheme}, {len(summary.modules)} layers at "
+        f"{summary.bits_per_weight:.3f} bits per weight, {summary.file_bytes / 1e6:.1f} MB, "
+        f"{summary.seconds:.0f} s"
+    )

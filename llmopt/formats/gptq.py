@@ -8,119 +8,123 @@ SGLang, TGI, exllama):
     scales   float16 [G, O]
     g_idx    int32   [K]                  the group of each input
 
-Version 1 stores each zero point minus one, version 2 the zero point itself. Symmetric weights only
-are written, as version 1, which every reader takes. Reading looks at the data as well as at the
-config, because files exist that claim version 1 and hold version 2.
+Version 1 stores each zero point minus one and so cannot hold a zero point of 0; version 2 stores
+the zero point itself. Symmetric weights are written as version 1, which every reader takes,
+asymmetric ones as version 2. Reading looks at the data as well as at the config, because files
+exist that claim version 1 and hold version 2.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 
 from llmopt.errors import CheckpointError
+from llmopt.formats.groups import check_groups, group_index
 from llmopt.formats.packing import pack_words, unpack_words
 from llmopt.formats.quantized import QuantizedWeight, QuantSpec
 
-SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 
+@dataclass(frozen=True, slots=True)
+class GptqFormat:
+    """How a GPTQ checkpoint stores its quantized layers (`WeightFormat`)."""
 
-def pack_gptq(prefix: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
-    """The version 1 tensors of one layer, named `prefix.qweight` and so on."""
-    assert weight.spec.symmetric, "version 1 cannot hold every asymmetric zero point"
-    rows, columns = weight.shape
-    groups = weight.spec.num_groups(columns)
-    stored_zero = torch.full((rows, groups), weight.spec.midpoint - 1, dtype=torch.uint8)
-    g_idx = weight.g_idx
-    if g_idx is None:
-        g_idx = torch.arange(columns, dtype=torch.int32) // weight.spec.columns_per_group(columns)
-    return {
-        f"{prefix}.qweight": pack_words(weight.codes.T, weight.spec.bits).contiguous(),
-        f"{prefix}.qzeros": pack_words(stored_zero, weight.spec.bits).T.contiguous(),
-        f"{prefix}.scales": weight.scales.T.contiguous(),
-        f"{prefix}.g_idx": g_idx.to(torch.int32),
-    }
+    spec: QuantSpec
+    version: int
 
+    limits: ClassVar[str] = "2-, 3-, 4- and 8-bit weights"
+    suffixes: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales", "g_idx")
+    marker: ClassVar[str] = "qweight"
+    config_file: ClassVar[str | None] = "quantize_config.json"
 
-def unpack_gptq(
-    prefix: str, tensor: Callable[[str], torch.Tensor], spec: QuantSpec, checkpoint_format: str
-) -> QuantizedWeight:
-    """Read one layer; `tensor` maps a name to its tensor. Raises CheckpointError on inconsistent
-    shapes.
-    """
-    codes = unpack_words(tensor(f"{prefix}.qweight"), spec.bits).T.contiguous()
-    scales = tensor(f"{prefix}.scales").T.contiguous()
-    stored = unpack_words(tensor(f"{prefix}.qzeros").T.contiguous(), spec.bits)
-    rows, columns = codes.shape
-    groups = spec.num_groups(columns)
-    if scales.shape != (rows, groups) or stored.shape != (rows, groups):
-        raise CheckpointError(
-            f"layer {prefix} has scales {tuple(scales.shape)} and zero points "
-            f"{tuple(stored.shape)} where [{rows}, {groups}] was expected",
-            "The tensors contradict quantization_config; fetch or make the checkpoint again.",
+    @classmethod
+    def for_spec(cls, spec: QuantSpec) -> "GptqFormat | None":
+        """The format that writes this spec."""
+        return cls(spec, 1 if spec.symmetric else 2)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "GptqFormat":
+        """From a `quantization_config`; CheckpointError if it is unusable."""
+        spec = spec_of_config(config, symmetric=bool(config.get("sym", True)))
+        if config.get("dynamic"):
+            raise CheckpointError(
+                "quantization_config sets 'dynamic' per-layer overrides, which are not supported",
+                "Use a checkpoint with one setting for all layers.",
+            )
+        return cls(spec, 2 if config.get("checkpoint_format") == "gptq_v2" else 1)
+
+    def config(self, method: str) -> dict[str, Any]:
+        """`quantization_config`, with the keys that transformers, vLLM and SGLang read."""
+        return {
+            "quant_method": "gptq",
+            "checkpoint_format": "gptq" if self.version == 1 else "gptq_v2",
+            "bits": self.spec.bits,
+            "group_size": self.spec.group_size if self.spec.group_size is not None else -1,
+            "sym": self.spec.symmetric,
+            "desc_act": False,
+            "true_sequential": True,
+            "lm_head": False,
+            "dynamic": {},
+            "meta": {"quantizer": ["llmopt"], "method": method},
+        }
+
+    def pack(self, module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+        """The tensors of one layer, named `module.qweight` and so on."""
+        assert weight.spec == self.spec, "one checkpoint, one spec"
+        assert self.spec.symmetric or self.version == 2, "version 1 cannot hold a zero point of 0"
+        columns = weight.shape[1]
+        zeros = weight.zero_points()
+        stored = zeros if self.version == 2 else zeros - 1
+        g_idx = weight.g_idx
+        if g_idx is None:
+            g_idx = torch.arange(columns, dtype=torch.int32) // self.spec.columns_per_group(columns)
+        return {
+            f"{module}.qweight": pack_words(weight.codes.T, self.spec.bits).contiguous(),
+            f"{module}.qzeros": pack_words(stored, self.spec.bits).T.contiguous(),
+            f"{module}.scales": weight.scales.T.contiguous(),
+            f"{module}.g_idx": g_idx.to(torch.int32),
+        }
+
+    def unpack(self, module: str, tensor: Callable[[str], torch.Tensor]) -> QuantizedWeight:
+        """Read one layer. Raises CheckpointError on inconsistent shapes."""
+        codes = unpack_words(tensor(f"{module}.qweight"), self.spec.bits).T.contiguous()
+        scales = tensor(f"{module}.scales").T.contiguous()
+        stored = unpack_words(tensor(f"{module}.qzeros").T.contiguous(), self.spec.bits)
+        check_groups(module, codes, scales, stored, self.spec)
+        zeros = self._zero_points(stored)
+        if self.spec.symmetric and not bool((zeros == self.spec.midpoint).all()):
+            raise CheckpointError(
+                f"layer {module} is declared symmetric but has zero points other than "
+                f"{self.spec.midpoint}",
+                "Set sym to false in its quantization_config, or make the checkpoint again.",
+            )
+        return QuantizedWeight(
+            codes=codes,
+            scales=scales,
+            zeros=None if self.spec.symmetric else zeros,
+            g_idx=group_index(module, tensor(f"{module}.g_idx"), self.spec, codes.shape[1]),
+            spec=self.spec,
         )
-    zeros = _zero_points(stored, spec, checkpoint_format)
-    if spec.symmetric and not bool((zeros == spec.midpoint).all()):
-        raise CheckpointError(
-            f"layer {prefix} is declared symmetric but has zero points other than {spec.midpoint}",
-            "Set sym to false in its quantization_config, or make the checkpoint again.",
-        )
-    return QuantizedWeight(
-        codes=codes,
-        scales=scales,
-        zeros=None if spec.symmetric else zeros,
-        g_idx=_group_index(tensor(f"{prefix}.g_idx"), spec, columns, prefix),
-        spec=spec,
-    )
+
+    def num_weights(self, module: str, shape: Callable[[str], tuple[int, ...]]) -> int:
+        """Weights of one layer, from the shapes in the header."""
+        words, rows = shape(f"{module}.qweight")
+        return words * 32 // self.spec.bits * rows
+
+    def _zero_points(self, stored: torch.Tensor) -> torch.Tensor:
+        """Undo version 1's minus one; symmetric data says by itself whether it was applied."""
+        version = self.version
+        if self.spec.symmetric and bool((stored == stored.flatten()[0]).all()):
+            version = 2 if int(stored.flatten()[0]) == self.spec.midpoint else 1
+        if version == 2:
+            return stored
+        return ((stored.to(torch.int16) + 1) % self.spec.levels).to(torch.uint8)
 
 
-def _zero_points(stored: torch.Tensor, spec: QuantSpec, checkpoint_format: str) -> torch.Tensor:
-    """Undo version 1's minus one, unless the data says that it was never applied."""
-    if spec.symmetric and bool((stored == spec.midpoint).all()):
-        return stored
-    if checkpoint_format == "gptq_v2":
-        return stored
-    return ((stored.to(torch.int16) + 1) % spec.levels).to(torch.uint8)
-
-
-def _group_index(
-    g_idx: torch.Tensor, spec: QuantSpec, columns: int, prefix: str
-) -> torch.Tensor | None:
-    size = spec.columns_per_group(columns)
-    natural = torch.arange(columns, dtype=torch.int32, device=g_idx.device) // size
-    if g_idx.shape == natural.shape and torch.equal(g_idx.to(torch.int32), natural):
-        return None
-    counts = torch.bincount(g_idx.long().clamp_min(0), minlength=spec.num_groups(columns))
-    if g_idx.shape != natural.shape or bool((counts != size).any()):
-        raise CheckpointError(
-            f"layer {prefix} has a g_idx that does not give every group {size} inputs",
-            "The file is damaged; fetch or make the checkpoint again.",
-        )
-    return g_idx.to(torch.int32)
-
-
-def quantization_config(spec: QuantSpec, *, damping: float | None, method: str) -> dict[str, Any]:
-    """`quantization_config` for config.json, with the keys that transformers, vLLM and SGLang
-    read.
-    """
-    return {
-        "quant_method": "gptq",
-        "checkpoint_format": "gptq",
-        "bits": spec.bits,
-        "group_size": spec.group_size if spec.group_size is not None else -1,
-        "sym": spec.symmetric,
-        "desc_act": False,
-        "damp_percent": damping if damping is not None else 0.01,
-        "true_sequential": True,
-        "lm_head": False,
-        "dynamic": {},
-        "meta": {"quantizer": ["llmopt"], "method": method},
-    }
-
-
-def parse_quantization_config(config: Mapping[str, Any]) -> tuple[QuantSpec, str]:
-    """(spec, checkpoint_format) of a GPTQ `quantization_config`; CheckpointError if it is
-    unusable.
+def spec_of_config(config: Mapping[str, Any], *, symmetric: bool) -> QuantSpec:
+    """The spec in the keys `bits` and `group_size` (-1: one group per output row), which GPTQ and
+    AWQ share. Raises CheckpointError.
     """
     try:
         bits, group_size = int(config["bits"]), int(config["group_size"])
@@ -129,10 +133,4 @@ def parse_quantization_config(config: Mapping[str, Any]) -> tuple[QuantSpec, str
             f"quantization_config has no usable 'bits' and 'group_size' ({error})",
             "Fetch the checkpoint again, or restore quantize_config.json's values in config.json.",
         ) from error
-    if config.get("dynamic"):
-        raise CheckpointError(
-            "quantization_config sets 'dynamic' per-layer overrides, which are not supported",
-            "Use a checkpoint with one setting for all layers.",
-        )
-    spec = QuantSpec(bits, group_size if group_size > 0 else None, bool(config.get("sym", True)))
-    return spec, str(config.get("checkpoint_format", "gptq"))
+    return QuantSpec(bits, group_size if group_size > 0 else None, symmetric)

@@ -98,6 +98,12 @@ class QuantizedWeight:
         """(O, K)."""
         return self.codes.shape[0], self.codes.shape[1]
 
+    def zero_points(self) -> torch.Tensor:
+        """The zero points, uint8 [O, G], also where the spec implies them."""
+        if self.zeros is None:
+            return torch.full_like(self.scales, self.spec.midpoint, dtype=torch.uint8)
+        return self.zeros
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight [O, K]: (code - zero) * scale, computed in float32 and rounded once to
         `dtype`.

@@ -1,7 +1,8 @@
 """From a checkpoint directory to a model in memory.
 
-Knows names and shapes of Hugging Face Llama checkpoints, full precision and GPTQ. The law: a
-tensor whose shape does not fit the config is refused before anything is computed.
+Knows names and shapes of Hugging Face Llama checkpoints; the formats of quantized layers are
+`formats.weights`' business. The law: a tensor whose shape does not fit the config is refused before
+anything is computed.
 """
 
 from pathlib import Path
@@ -10,8 +11,7 @@ import torch
 
 from llmopt.errors import CheckpointError, UsageError
 from llmopt.formats.checkpoint import CheckpointReader
-from llmopt.formats.gptq import parse_quantization_config, unpack_gptq
-from llmopt.formats.quantized import QuantSpec
+from llmopt.formats.weights import quantized_weights
 from llmopt.layers.linear import DenseLinear, Linear, Weight, make_linear
 from llmopt.layers.norm import RMSNorm
 from llmopt.layers.rotary import inverse_frequencies
@@ -79,7 +79,7 @@ class _Loader:
         self._config = config
         self._dtype = dtype
         self._device = device
-        self._quantization = _quantization(reader)
+        self._quantized = quantized_weights(reader)
 
     def model(self) -> LlamaModel:
         config = self._config
@@ -131,10 +131,9 @@ class _Loader:
         return make_linear(weights, biases, dtype=self._dtype, device=self._device)
 
     def _weight(self, prefix: str, shape: tuple[int, int]) -> Weight:
-        if self._quantization is None or f"{prefix}.weight" in self._reader:
+        if self._quantized is None or prefix not in self._quantized:
             return self._read(f"{prefix}.weight", shape)
-        spec, checkpoint_format = self._quantization
-        weight = unpack_gptq(prefix, self._reader.tensor, spec, checkpoint_format)
+        weight = self._quantized.weight(prefix)
         _check_shape(prefix, weight.shape, shape)
         return weight
 
@@ -157,16 +156,3 @@ def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -
             f"{name} has shape {list(found)} where config.json implies {list(expected)}",
             "config.json and the weights are from different models; fetch the model again.",
         )
-
-
-def _quantization(reader: CheckpointReader) -> tuple[QuantSpec, str] | None:
-    config = reader.config.get("quantization_config")
-    if config is None:
-        return None
-    method = config.get("quant_method")
-    if method != "gptq":
-        raise CheckpointError(
-            f"checkpoints quantized with {method} are not read yet",
-            "Use a GPTQ checkpoint or a full-precision one.",
-        )
-    return parse_quantization_config(config)

@@ -10,7 +10,7 @@ import torch
 
 from llmopt.errors import UsageError
 from llmopt.formats.checkpoint import CheckpointReader
-from llmopt.formats.gptq import parse_quantization_config
+from llmopt.formats.weights import scheme
 from llmopt.models.loader import load_model
 from llmopt.models.tokenizer import load_tokenizer
 from llmopt.quality.logits import DEFAULT_CACHE_BYTES, BaseLogits
@@ -18,8 +18,6 @@ from llmopt.quality.measure import OnWindow, measure_quality
 from llmopt.quality.options import QualityOptions
 from llmopt.quality.text import EvaluationWindows, load_windows
 from llmopt.results.schema import QualityRecord
-
-_DTYPE_SCHEMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def compare(
@@ -47,7 +45,7 @@ def compare(
         base_model,
         windows,
         name=base_name,
-        scheme=_scheme(base_path, base_model.dtype),
+        scheme=scheme(CheckpointReader(base_path), base_model.dtype),
         max_cache_bytes=max_cache_bytes,
     )
     target = load_model(model_path, dtype=dtype, device=device)
@@ -64,13 +62,3 @@ def _check_tokenizer(
             f"the tokenizers of {model_path} and {base_path} read the same text as other tokens",
             "Compare a model with the one that it was made from.",
         )
-
-
-def _scheme(path: Path, dtype: torch.dtype) -> str:
-    """Scheme of a checkpoint, such as "fp32" or "gptq-w4g64"; the method made the codes."""
-    config = CheckpointReader(path).config.get("quantization_config")
-    if config is None:
-        return _DTYPE_SCHEMES[dtype]
-    spec, _ = parse_quantization_config(config)
-    method = (config.get("meta") or {}).get("method") or config["quant_method"]
-    return spec.label(str(method))

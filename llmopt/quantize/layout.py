@@ -51,11 +51,6 @@ def check_source(reader: CheckpointReader, spec: QuantSpec) -> None:
             f"{reader.path} is quantized already ({method})",
             "Quantize the original model instead.",
         )
-    if not spec.symmetric:
-        raise QuantizationError(
-            "asymmetric weights cannot be written as a GPTQ version 1 checkpoint",
-            "Quantize symmetrically.",
-        )
     config = ModelConfig.from_hf(reader.config)
     linears = [linear for b in range(config.num_layers) for linear in block_modules(config, b)]
     names = [name for linear in linears for name in linear.parts]
@@ -69,7 +64,7 @@ def check_shapes(shapes: Mapping[str, tuple[int, int]], spec: QuantSpec) -> None
             raise QuantizationError(
                 f"{name} is {shape[0]} x {shape[1]}, and packed codes need multiples of "
                 f"{KERNEL_MULTIPLE}",
-                "This model cannot be written in the GPTQ format.",
+                "This model cannot be quantized.",
             )
     if spec.group_size is None:
         return

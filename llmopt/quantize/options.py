@@ -8,21 +8,44 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor
+
 from llmopt.formats.quantized import QuantizedWeight, QuantSpec
+from llmopt.formats.weights import FormatName
+from llmopt.quantize.awq import AWQOptions
 from llmopt.quantize.calibration import CalibrationData
 from llmopt.quantize.gptq import GPTQOptions
 
-Method = Literal["rtn", "gptq"]
+Method = Literal["rtn", "gptq", "awq", "awq+gptq"]
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
-    """The method, the target format, and for "gptq" the calibration tokens."""
+    """The method, what the weights become and how they are stored, and for all methods but "rtn"
+    the calibration tokens.
+    """
 
     method: Method
     spec: QuantSpec
     calibration: CalibrationData | None = None
     gptq: GPTQOptions = field(default_factory=GPTQOptions)
+    awq: AWQOptions = field(default_factory=AWQOptions)
+    format: FormatName = "gptq"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the method looks at data."""
+        return self.method != "rtn"
+
+    @property
+    def uses_gptq(self) -> bool:
+        """Whether columns are rounded by GPTQ."""
+        return self.method in ("gptq", "awq+gptq")
+
+    @property
+    def uses_awq(self) -> bool:
+        """Whether channels are scaled first."""
+        return self.method in ("awq", "awq+gptq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +75,14 @@ class QuantizedModule:
     block: int
     weight: QuantizedWeight
     record: ModuleRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ReplacedTensor:
+    """A tensor of the checkpoint that is not quantized, but holds other values than the source."""
+
+    name: str
+    tensor: Tensor
 
 
 @dataclass(frozen=True, slots=True)

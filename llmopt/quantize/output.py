@@ -1,4 +1,4 @@
-"""The quantized checkpoint on disk: written as GPTQ version 1, then read back and compared.
+"""The quantized checkpoint on disk: written, then read back and compared.
 
 Knows formats and files; knows nothing of how codes were chosen.
 Law: what is reported as written was read again from the disk and is what was intended.
@@ -14,8 +14,8 @@ import torch
 
 from llmopt.errors import OutputError
 from llmopt.formats.checkpoint import CheckpointReader, CheckpointWriter
-from llmopt.formats.gptq import pack_gptq, quantization_config, unpack_gptq
-from llmopt.formats.quantized import QuantizedWeight, QuantSpec
+from llmopt.formats.quantized import QuantizedWeight
+from llmopt.formats.weights import WeightFormat, quantized_weights
 from llmopt.quantize.options import ModuleRecord, QuantizedModule, QuantizeOptions
 from llmopt.quantize.rounding import check_finite
 from llmopt.quantize.threads import single_thread
@@ -26,10 +26,11 @@ RECORD_FILE = "quantization.json"
 class QuantizedOutput:
     """Adds modules to a checkpoint writer and remembers what they must read back as."""
 
-    def __init__(self, writer: CheckpointWriter, spec: QuantSpec) -> None:
+    def __init__(self, writer: CheckpointWriter, weight_format: WeightFormat) -> None:
         self._writer = writer
-        self._spec = spec
-        self._digests: dict[str, str] = {}
+        self._format = weight_format
+        self._digests: dict[str, str] = {}  # of quantized modules
+        self._replaced: dict[str, str] = {}  # digests of tensors that differ from the source's
         self._num_weights = 0
         self._num_bytes = 0
         self.records: list[ModuleRecord] = []
@@ -39,25 +40,33 @@ class QuantizedOutput:
         """Pack one module. Raises `QuantizationError` if it would dequantize to NaN or infinity."""
         name = module.record.name
         check_finite(f"the quantized {name}", module.weight.dequantize())
-        for tensor_name, tensor in pack_gptq(name, module.weight).items():
+        for tensor_name, tensor in self._format.pack(name, module.weight).items():
             self._writer.add(tensor_name, tensor)
             self._num_bytes += tensor.nbytes
         self._num_weights += module.weight.codes.numel()
         self._digests[name] = _digest(module.weight)
         self.records.append(module.record)
 
+    def replace(self, name: str, tensor: torch.Tensor) -> None:
+        """Write an unquantized tensor of the source changed, in the dtype of `tensor`, which must
+        be finite (`QuantizationError`).
+        """
+        check_finite(f"the new {name}", tensor)
+        self._writer.add(name, tensor)
+        self._replaced[name] = _sha256(tensor)
+
     def copy_rest(self, source: CheckpointReader) -> None:
-        """Copy every tensor that was not quantized, bit for bit, and the tokenizer files."""
+        """Copy every tensor that was not quantized or replaced, bit for bit, and the tokenizer."""
         for name in self._copied_names(source):
             self._writer.add(name, source.tensor(name))
         self._writer.copy_tokenizer(source.path)
 
     def write_configs(self, source: CheckpointReader, options: QuantizeOptions) -> None:
-        """Write config.json, quantize_config.json and the record of this run."""
-        damping = options.gptq.damping if options.method == "gptq" else None
-        config = quantization_config(self._spec, damping=damping, method=options.method)
+        """Write config.json, the format's own config file and the record of this run."""
+        config = self._format.config(options.method)
         self._writer.set_config({**source.config, "quantization_config": config})
-        self._writer.add_json("quantize_config.json", config)
+        if self._format.config_file is not None:
+            self._writer.add_json(self._format.config_file, config)
         self._writer.add_json(RECORD_FILE, _run_record(source, options, self.records))
 
     @property
@@ -68,17 +77,21 @@ class QuantizedOutput:
     @single_thread()
     def verify(self, written: CheckpointReader, source: CheckpointReader) -> None:
         """Read everything again; raise `OutputError` unless it is what was intended."""
+        weights = quantized_weights(written)
+        assert weights is not None, "the config was written"
         for name, digest in self._digests.items():
-            weight = unpack_gptq(name, written.tensor, self._spec, "gptq")
-            if _digest(weight) != digest:
+            if _digest(weights.weight(name)) != digest:
+                raise _differs(written.path, name)
+        for name, digest in self._replaced.items():
+            if _sha256(written.tensor(name)) != digest:
                 raise _differs(written.path, name)
         for name in self._copied_names(source):
             if not torch.equal(_bits(written.tensor(name)), _bits(source.tensor(name))):
                 raise _differs(written.path, name)
 
     def _copied_names(self, source: CheckpointReader) -> Iterator[str]:
-        replaced = {f"{name}.weight" for name in self._digests}
-        return (name for name in source.names() if name not in replaced)
+        changed = {f"{name}.weight" for name in self._digests} | self._replaced.keys()
+        return (name for name in source.names() if name not in changed)
 
 
 def hash_files(files: list[Path]) -> str:
@@ -94,13 +107,14 @@ def _run_record(
     source: CheckpointReader, options: QuantizeOptions, records: list[ModuleRecord]
 ) -> Mapping[str, Any]:
     data = options.calibration
-    uses_data = options.method == "gptq" and data is not None
     return {
         "method": options.method,
         "scheme": options.spec.label(options.method),
+        "format": options.format,
         "source": {"name": source.path.name, "sha256": hash_files(source.files)},
         "spec": asdict(options.spec),
-        "gptq": asdict(options.gptq) if options.method == "gptq" else None,
+        "gptq": asdict(options.gptq) if options.uses_gptq else None,
+        "awq": asdict(options.awq) if options.uses_awq else None,
         "calibration": {
             "text": data.source,
             "text_sha256": data.text_sha256,
@@ -108,7 +122,7 @@ def _run_record(
             "sample_tokens": data.sample_tokens,
             "seed": data.seed,
         }
-        if uses_data and data is not None
+        if options.needs_calibration and data is not None
         else None,
         "modules": [asdict(record) for record in records],
     }
@@ -116,11 +130,12 @@ def _run_record(
 
 def _digest(weight: QuantizedWeight) -> str:
     """Hash everything that dequantization uses (the spec is common to all modules)."""
-    parts = [weight.codes, weight.scales, weight.zeros, weight.g_idx]
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(b"none" if part is None else _bits(part).numpy().tobytes())
-    return digest.hexdigest()
+    parts = [weight.codes, weight.scales, weight.zero_points(), weight.g_idx]
+    return " ".join("none" if part is None else _sha256(part) for part in parts)
+
+
+def _sha256(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(_bits(tensor).numpy().tobytes()).hexdigest()
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

@@ -77,7 +77,7 @@ def quantize_blocks(
         hidden = block.forward(hidden, rotary, metadata, None)
         for modules, linear in waiting:
             assert linear.result is not None, "the block ran every linear layer"
-            yield from _split(index, modules, linear.result)
+            yield from split_modules(index, modules, linear.result)
 
 
 def _install(
@@ -97,7 +97,9 @@ def _install(
     return list(zip(modules, linears, strict=True))
 
 
-def _split(block: int, modules: LinearModules, result: GPTQResult) -> Iterator[QuantizedModule]:
+def split_modules(
+    block: int, modules: LinearModules, result: GPTQResult
+) -> Iterator[QuantizedModule]:
     """Cut a stacked result into the checkpoint's modules."""
     start = 0
     for name, size in zip(modules.parts, modules.part_rows, strict=True):

@@ -98,6 +98,12 @@ def _quantize_problems(path: Path, spec: QuantizeSpec) -> Iterator[Problem]:
             f"group_size is {spec.group_size}",
             "Use a positive number, such as 64, or null for one group per output row.",
         )
+    if spec.format == "awq" and (spec.bits != 4 or spec.group_size is None):
+        yield Problem(
+            (*path, "format"),
+            "the format awq holds 4-bit weights in groups only",
+            "Use bits 4 and a group_size, or the format gptq or compressed-tensors.",
+        )
 
 
 def _load_problems(recipe: Recipe) -> Iterator[Problem]:

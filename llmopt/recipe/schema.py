@@ -23,12 +23,16 @@ _DTYPE_LABELS: dict[Dtype, str] = {
 
 @dataclass(frozen=True, slots=True)
 class QuantizeSpec:
-    """How a target's weights are made from its model. `group_size` None: one group per row."""
+    """How a target's weights are made from its model, and how their checkpoint stores them.
 
-    method: Literal["rtn", "gptq"]
+    `group_size` None: one group per row.
+    """
+
+    method: Literal["rtn", "gptq", "awq", "awq+gptq"]
     bits: Literal[4, 8]
     group_size: int | None
     symmetric: bool = True
+    format: Literal["gptq", "awq", "compressed-tensors"] = "gptq"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,10 @@ import json
 import shutil
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
-from llmopt.bench.facts import content_hash, model_facts, scheme
+from llmopt.bench.facts import content_hash, model_facts
 from llmopt.errors import CheckpointError
-from llmopt.formats.checkpoint import CheckpointReader
 from llmopt.formats.quantized import QuantSpec
 from llmopt.models.loader import load_model
 from llmopt.quantize.options import QuantizeOptions
@@ -51,12 +49,33 @@ def test_quantized_bits_count_scales_zeros_and_group_index(tiny_llama, rtn_path)
     assert facts.bits_per_weight == pytest.approx(total / dense.num_parameters)
 
 
-def test_scheme_of_a_foreign_gptq_checkpoint(rtn_path):
-    config = json.loads((rtn_path / "config.json").read_text())
-    del config["quantization_config"]["meta"]
-    config["quantization_config"]["group_size"] = 32
-    (rtn_path / "config.json").write_text(json.dumps(config))
-    assert scheme(CheckpointReader(rtn_path), torch.bfloat16) == "gptq-w4g32"
+@pytest.mark.parametrize(
+    ("name", "spec", "bits_of_group", "bits_of_layer"),
+    [
+        ("gptq", QuantSpec(8, 32, symmetric=False), 16 + 8, 0),
+        ("awq", QuantSpec(4, 32), 16 + 4, 0),
+        ("compressed-tensors", QuantSpec(4, 32), 16, 2 * 64),
+        ("compressed-tensors", QuantSpec(8, 32, symmetric=False), 16 + 8, 2 * 64),
+    ],
+)
+def test_bits_of_every_format(tiny_llama, tmp_path, name, spec, bits_of_group, bits_of_layer):
+    options = QuantizeOptions("rtn", spec, format=name)
+    summary = quantize_checkpoint(tiny_llama, tmp_path / "out", options)
+    model = load_model(tmp_path / "out", dtype="float32")
+    facts = model_facts("tiny", tmp_path / "out", model)
+    assert facts.scheme == spec.label("rtn")
+    assert facts.num_parameters == sum(
+        tensor.numel() for tensor in load_file(tiny_llama / "model.safetensors").values()
+    )
+    shapes = [(64, 64), (32, 64), (32, 64), (64, 64), (96, 64), (96, 64), (64, 96)]
+    per_column = 32 if name == "gptq" else 0
+    bits = sum(
+        o * k * spec.bits + o * k // 32 * bits_of_group + k * per_column + bits_of_layer
+        for o, k in shapes
+    )
+    expected = bits / sum(o * k for o, k in shapes)
+    assert facts.linear_bits_per_weight == pytest.approx(expected)
+    assert summary.bits_per_weight == pytest.approx(expected)
 
 
 def test_hash_is_the_same_for_a_copy(tiny_llama, tmp_path):

@@ -114,6 +114,13 @@ def test_other_weights_or_code_make_another_checkpoint(
     assert len(quantizations) == 4
 
 
+def test_the_format_of_the_recipe_is_the_checkpoints(recipe, make_target, tmp_path, quantizations):
+    gptq = get(recipe, make_target(RTN), tmp_path)
+    awq = get(recipe, make_target(replace(RTN, format="awq")), tmp_path)
+    assert quantizations == [gptq.path, awq.path]
+    assert CheckpointReader(awq.path).config["quantization_config"]["quant_method"] == "awq"
+
+
 def test_a_damaged_checkpoint_is_made_again(recipe, make_target, tmp_path, quantizations):
     path = get(recipe, make_target(RTN), tmp_path).path
     weights = path / "model.safetensors"

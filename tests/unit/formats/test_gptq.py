@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from llmopt.errors import CheckpointError
-from llmopt.formats.gptq import pack_gptq, parse_quantization_config, unpack_gptq
+from llmopt.formats.gptq import GptqFormat
 from llmopt.formats.packing import pack_words
 from llmopt.formats.quantized import QuantizedWeight, QuantSpec
 from llmopt.formats.scales import round_scales
@@ -20,7 +20,7 @@ def weight(bits: int, group_size: int | None, seed: int = 0) -> QuantizedWeight:
 @pytest.mark.parametrize("group_size", [32, 64, None])
 def test_written_layers_have_the_standard_shapes_and_read_back_equal(bits, group_size):
     original = weight(bits, group_size)
-    tensors = pack_gptq("layer", original)
+    tensors = GptqFormat(original.spec, 1).pack("layer", original)
     groups = original.scales.shape[1]
     assert {name: tuple(t.shape) for name, t in tensors.items()} == {
         "layer.qweight": (64 * bits // 32, 32),
@@ -28,7 +28,7 @@ def test_written_layers_have_the_standard_shapes_and_read_back_equal(bits, group
         "layer.scales": (groups, 32),
         "layer.g_idx": (64,),
     }
-    read = unpack_gptq("layer", tensors.__getitem__, original.spec, "gptq")
+    read = GptqFormat(original.spec, 1).unpack("layer", tensors.__getitem__)
     assert torch.equal(read.dequantize(), original.dequantize())
     assert read.g_idx is None
 
@@ -36,7 +36,7 @@ def test_written_layers_have_the_standard_shapes_and_read_back_equal(bits, group
 def test_the_standard_formula_of_a_reader_gives_the_weight():
     """AutoGPTQ's definition, written out independently: W[k, o] = scale * (code - (zero + 1))."""
     original = weight(4, 32)
-    tensors = pack_gptq("layer", original)
+    tensors = GptqFormat(original.spec, 1).pack("layer", original)
     dense = torch.zeros(64, 32)
     for k in range(64):
         g = tensors["layer.g_idx"][k].item()
@@ -49,43 +49,80 @@ def test_the_standard_formula_of_a_reader_gives_the_weight():
 
 def test_version_2_zero_points_are_recognized_from_the_data():
     original = weight(4, 32)
-    tensors = pack_gptq("layer", original)
+    tensors = GptqFormat(original.spec, 1).pack("layer", original)
     eights = torch.full((32, 2), 8, dtype=torch.uint8)
     tensors["layer.qzeros"] = pack_words(eights, 4).T.contiguous()
-    read = unpack_gptq("layer", tensors.__getitem__, original.spec, "gptq")
+    read = GptqFormat(original.spec, 1).unpack("layer", tensors.__getitem__)
     assert torch.equal(read.dequantize(), original.dequantize())
 
 
-@pytest.mark.parametrize("checkpoint_format", ["gptq", "gptq_v2"])
-def test_asymmetric_zero_points_follow_the_declared_version(checkpoint_format):
+@pytest.mark.parametrize("version", [1, 2])
+def test_asymmetric_zero_points_follow_the_declared_version(version):
     symmetric = weight(4, 32)
     zeros = torch.randint(1, 16, (32, 2), dtype=torch.uint8)
-    stored = zeros - 1 if checkpoint_format == "gptq" else zeros
-    tensors = pack_gptq("layer", symmetric)
+    stored = zeros - 1 if version == 1 else zeros
+    tensors = GptqFormat(symmetric.spec, 1).pack("layer", symmetric)
     tensors["layer.qzeros"] = pack_words(stored, 4).T.contiguous()
     spec = QuantSpec(4, 32, symmetric=False)
-    read = unpack_gptq("layer", tensors.__getitem__, spec, checkpoint_format)
+    read = GptqFormat(spec, version).unpack("layer", tensors.__getitem__)
     assert read.zeros is not None
     assert torch.equal(read.zeros, zeros)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_asymmetric_weights_are_written_as_version_2_with_every_zero_point(bits):
+    spec = QuantSpec(bits, 32, symmetric=False)
+    zeros = torch.arange(64).reshape(32, 2).remainder(spec.levels).to(torch.uint8)  # 0 included
+    symmetric = weight(bits, 32)
+    original = QuantizedWeight(symmetric.codes, symmetric.scales, zeros, None, spec)
+    written = GptqFormat.for_spec(spec)
+    assert written is not None
+    config = written.config("rtn")
+    assert (config["checkpoint_format"], config["sym"]) == ("gptq_v2", False)
+    tensors = written.pack("layer", original)
+    assert torch.equal(tensors["layer.qzeros"], pack_words(zeros, bits).T)  # as they are
+    read = GptqFormat.from_config(config).unpack("layer", tensors.__getitem__)
+    assert torch.equal(read.dequantize(), original.dequantize())
+
+
+def test_symmetric_zero_points_of_version_1_are_recognized_whatever_is_declared():
+    original = weight(4, 32)
+    tensors = GptqFormat(original.spec, 1).pack("layer", original)
+    read = GptqFormat(original.spec, 2).unpack("layer", tensors.__getitem__)
+    assert torch.equal(read.dequantize(), original.dequantize())
 
 
 def test_activation_order_is_kept_as_g_idx():
     original = weight(4, 32)
     shuffled = (torch.randperm(64, generator=torch.Generator().manual_seed(1)) // 32).int()
     act_order = QuantizedWeight(original.codes, original.scales, None, shuffled, original.spec)
-    read = unpack_gptq("l", pack_gptq("l", act_order).__getitem__, original.spec, "gptq")
+    written = GptqFormat(original.spec, 1)
+    read = written.unpack("l", written.pack("l", act_order).__getitem__)
     assert read.g_idx is not None
     assert torch.equal(read.g_idx, shuffled)
     assert torch.equal(read.dequantize(), act_order.dequantize())
 
 
+def test_weights_are_counted_from_the_header():
+    original = weight(3, 32)
+    tensors = GptqFormat(original.spec, 1).pack("layer", original)
+    count = GptqFormat(original.spec, 1).num_weights("layer", lambda name: tensors[name].shape)
+    assert count == 32 * 64
+
+
 def test_contradictions_are_refused():
     original = weight(4, 32)
-    tensors = pack_gptq("layer", original)
+    tensors = GptqFormat(original.spec, 1).pack("layer", original)
     with pytest.raises(CheckpointError, match="contradict"):
-        unpack_gptq("layer", tensors.__getitem__, QuantSpec(4, 64), "gptq")
+        GptqFormat(QuantSpec(4, 64), 1).unpack("layer", tensors.__getitem__)
     tensors["layer.g_idx"] = torch.zeros(64, dtype=torch.int32)
     with pytest.raises(CheckpointError, match="g_idx"):
-        unpack_gptq("layer", tensors.__getitem__, original.spec, "gptq")
+        GptqFormat(original.spec, 1).unpack("layer", tensors.__getitem__)
+    tensors["layer.qzeros"] = torch.zeros_like(tensors["layer.qzeros"])
+    with pytest.raises(CheckpointError, match="declared symmetric"):
+        GptqFormat(original.spec, 1).unpack("layer", tensors.__getitem__)
     with pytest.raises(CheckpointError, match="bits"):
-        parse_quantization_config({"quant_method": "gptq"})
+        GptqFormat.from_config({"quant_method": "gptq"})
+    config = GptqFormat(original.spec, 1).config("gptq")
+    with pytest.raises(CheckpointError, match="dynamic"):
+        GptqFormat.from_config({**config, "dynamic": {"+:.*": {"bits": 8}}})

@@ -36,6 +36,12 @@ def test_dequantize_is_code_minus_zero_times_scale(symmetric, group_size):
             assert dense[o, k].item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_symmetric_zero_points_are_the_midpoint():
+    assert random_weight(QuantSpec(4, 8), 3, 16).zero_points().tolist() == [[8, 8]] * 3
+    stored = random_weight(QuantSpec(4, 8, symmetric=False), 3, 16)
+    assert stored.zero_points() is stored.zeros
+
+
 def test_g_idx_assigns_columns_to_groups():
     plain = random_weight(QuantSpec(4, 4), 2, 8)
     order = torch.tensor([3, 0, 6, 1, 7, 2, 5, 4])

@@ -103,7 +103,7 @@ def edit_config(source, target, **changes):
             r"\[128, 64\] where config.json implies \[130, 64\]",
         ),
         ({"num_hidden_layers": 3}, CheckpointError, "layers.2"),
-        ({"quantization_config": {"quant_method": "awq"}}, CheckpointError, "awq"),
+        ({"quantization_config": {"quant_method": "hqq"}}, CheckpointError, "hqq"),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(tiny_llama, tmp_path, changes, error, words):

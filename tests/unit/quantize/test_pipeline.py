@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from llmopt.errors import CheckpointError, OutputError, QuantizationError, UsageError
 from llmopt.formats.checkpoint import CheckpointReader, CheckpointWriter
 from llmopt.formats.quantized import QuantSpec
+from llmopt.formats.weights import FormatName, choose_format
 from llmopt.layers.linear import DenseLinear
 from llmopt.models.llama import LlamaModel
 from llmopt.models.loader import load_model
@@ -23,6 +24,7 @@ from llmopt_kernels.paged_attention import AttentionMetadata
 
 SPEC = QuantSpec(4, 32)
 PREFIX = "model.layers.1.mlp"
+NORM = "model.layers.1.input_layernorm.weight"
 
 
 @pytest.fixture(scope="module")
@@ -252,10 +254,92 @@ def test_impossible_group_size_is_refused_before_any_work(source: Path, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_asymmetric_output_is_refused(source: Path, tmp_path: Path) -> None:
-    options = QuantizeOptions("rtn", QuantSpec(4, 32, symmetric=False))
-    with pytest.raises(QuantizationError, match="asymmetric"):
-        quantize_checkpoint(source, tmp_path / "out", options)
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("gptq", QuantSpec(4, 32, symmetric=False)),
+        ("awq", QuantSpec(4, 32)),
+        ("awq", QuantSpec(4, 32, symmetric=False)),
+        ("compressed-tensors", QuantSpec(4, 32)),
+        ("compressed-tensors", QuantSpec(8, None, symmetric=False)),
+    ],
+)
+def test_every_format_holds_the_same_model(
+    source: Path,
+    calibration: CalibrationData,
+    tmp_path: Path,
+    method: Method,
+    name: FormatName,
+    spec: QuantSpec,
+) -> None:
+    """A checkpoint in any format computes what the one in GPTQ's computes."""
+    out: dict[str, torch.Tensor] = {}
+    for stored_as in ("gptq", name):
+        options = QuantizeOptions(method, spec, calibration, format=stored_as)
+        summary = quantize_checkpoint(source, tmp_path / f"{stored_as}-{len(out)}", options)
+        model = load_model(summary.out, dtype="float32")
+        out[stored_as] = hidden_states(model, calibration.tokens[:1])
+    record = json.loads((summary.out / "quantization.json").read_text())
+    assert (record["format"], record["scheme"]) == (name, spec.label(method))
+    assert CheckpointReader(summary.out).config["quantization_config"]["quant_method"] == name
+    assert (summary.out / "quantize_config.json").exists() == (name == "gptq")
+    assert torch.equal(out["gptq"], out[name])
+
+
+def test_asymmetric_grids_fit_better(
+    results: dict[str, QuantizeSummary], source: Path, calibration: CalibrationData, tmp_path: Path
+) -> None:
+    options = QuantizeOptions("gptq", QuantSpec(4, 32, symmetric=False), calibration)
+    asymmetric = quantize_checkpoint(source, tmp_path / "out", options)
+    total = sum(module.loss or 0.0 for module in asymmetric.modules)
+    assert total < sum(module.loss or 0.0 for module in results["gptq"].modules)
+
+
+def test_a_format_that_cannot_hold_the_weights_is_refused_before_any_work(
+    tmp_path: Path,
+) -> None:
+    options = QuantizeOptions("rtn", QuantSpec(8, 32), format="awq")
+    with pytest.raises(QuantizationError, match=r"awq .*not weights-w8g32.*gptq, compressed"):
+        quantize_checkpoint(tmp_path / "no source is looked at", tmp_path / "out", options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def write_replaced(source: Path, out: Path, norm: torch.Tensor) -> QuantizedOutput:
+    reader = CheckpointReader(source)
+    with CheckpointWriter(out) as writer:
+        output = QuantizedOutput(writer, choose_format("gptq", SPEC))
+        for module in round_modules(reader, SPEC):
+            output.add(module)
+        output.replace(NORM, norm)
+        output.copy_rest(reader)
+        output.write_configs(reader, QuantizeOptions("rtn", SPEC))
+    return output
+
+
+def test_a_replaced_tensor_is_written_instead_of_the_source(source: Path, tmp_path: Path) -> None:
+    norm = torch.full((64,), 0.5, dtype=torch.bfloat16)
+    output = write_replaced(source, tmp_path / "out", norm)
+    reader, original = CheckpointReader(tmp_path / "out"), CheckpointReader(source)
+    output.verify(reader, original)
+    assert torch.equal(reader.tensor(NORM), norm)
+    untouched = NORM.replace("layers.1", "layers.0")
+    assert torch.equal(reader.tensor(untouched), original.tensor(untouched))
+    load_model(tmp_path / "out")
+
+
+def test_read_back_notices_another_replacement(source: Path, tmp_path: Path) -> None:
+    norm = torch.full((64,), 0.5, dtype=torch.bfloat16)
+    output = write_replaced(source, tmp_path / "out", norm)
+    damaged = copy_with(tmp_path / "out", tmp_path / "damaged", {NORM: norm + 1})
+    with pytest.raises(OutputError, match=r"layers\.1\.input_layernorm.* does not read back"):
+        output.verify(CheckpointReader(damaged), CheckpointReader(source))
+
+
+def test_a_replacement_that_is_not_finite_is_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match=rf"the new {NORM}"):
+        write_replaced(source, tmp_path / "out", torch.full((64,), float("nan")))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_quantized_source_is_refused(results: dict[str, QuantizeSummary], tmp_path: Path) -> None:
@@ -314,7 +398,7 @@ def test_read_back_notices_other_codes(
     reader = CheckpointReader(source)
     quantize_checkpoint(source, tmp_path / "good", QuantizeOptions("rtn", SPEC))
     with CheckpointWriter(tmp_path / "scratch") as writer:
-        output = QuantizedOutput(writer, SPEC)
+        output = QuantizedOutput(writer, choose_format("gptq", SPEC))
         for module in round_modules(reader, SPEC):
             output.add(module)
     output.verify(CheckpointReader(tmp_path / "good"), reader)

@@ -1,0 +1,113 @@
+"""The AWQ checkpoint layout "GEMM" (AutoAWQ; read by transformers, vLLM, SGLang, TGI).
+
+Per linear layer with K inputs, O outputs and G groups, 4 bits only:
+
+    qweight  int32   [K, O / 8]   codes packed along O
+    qzeros   int32   [G, O / 8]   zero points as they are, packed the same way
+    scales   float16 [G, O]
+
+Word c holds the outputs 8c .. 8c + 7, its nibble i (lowest first) output 8c + ORDER[i]. There is no
+g_idx: input k is in group k // group_size. Symmetric weights are stored with the zero point 8,
+because readers differ in what they make of a file without zero points.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from llmopt.errors import CheckpointError
+from llmopt.formats.gptq import spec_of_config
+from llmopt.formats.groups import check_groups
+from llmopt.formats.packing import pack_words, unpack_words
+from llmopt.formats.quantized import QuantizedWeight, QuantSpec
+
+BITS = 4
+ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+_WORD = len(ORDER)  # outputs in a word
+
+
+@dataclass(frozen=True, slots=True)
+class AwqFormat:
+    """How an AWQ checkpoint stores its quantized layers (`WeightFormat`)."""
+
+    spec: QuantSpec
+
+    limits: ClassVar[str] = "4-bit weights in groups"
+    suffixes: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales")
+    marker: ClassVar[str] = "qweight"
+    config_file: ClassVar[str | None] = None
+
+    @classmethod
+    def for_spec(cls, spec: QuantSpec) -> "AwqFormat | None":
+        """The format that writes this spec; None if AWQ cannot."""
+        return cls(spec) if spec.bits == BITS and spec.group_size is not None else None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "AwqFormat":
+        """From a `quantization_config`; CheckpointError if it is unusable.
+
+        Whether a layer is symmetric is decided by its zero points: `sym` only says where to expect
+        it, since files exist that set it without meaning it.
+        """
+        version = str(config.get("version", config.get("format", "gemm"))).lower()
+        names = {"w_bit": "bits", "q_group_size": "group_size"}  # of the older quant_config.json
+        renamed = {names.get(key, key): value for key, value in config.items()}
+        spec = spec_of_config(renamed, symmetric=config.get("sym") is True)
+        if version != "gemm" or spec.bits != BITS or config.get("zero_point", True) is not True:
+            raise CheckpointError(
+                f"AWQ checkpoints of version {version} with {spec.bits} bits and zero_point "
+                f"{config.get('zero_point', True)} are not supported",
+                "Use one of version gemm with 4 bits and zero points.",
+            )
+        return cls(spec)
+
+    def config(self, method: str) -> dict[str, Any]:
+        """`quantization_config`, with the keys that AutoAWQ, transformers and vLLM read."""
+        return {
+            "quant_method": "awq",
+            "version": "gemm",
+            "bits": BITS,
+            "group_size": self.spec.group_size if self.spec.group_size is not None else -1,
+            "zero_point": True,
+            "sym": self.spec.symmetric,
+            "modules_to_not_convert": ["lm_head"],
+            "meta": {"quantizer": ["llmopt"], "method": method},
+        }
+
+    def pack(self, module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+        """The tensors of one layer, named `module.qweight` and so on."""
+        assert weight.spec == self.spec, "one checkpoint, one spec"
+        assert weight.g_idx is None, "the layout has no g_idx"
+        return {
+            f"{module}.qweight": pack_words(_shuffle(weight.codes), BITS).T.contiguous(),
+            f"{module}.qzeros": pack_words(_shuffle(weight.zero_points()), BITS).T.contiguous(),
+            f"{module}.scales": weight.scales.T.contiguous(),
+        }
+
+    def unpack(self, module: str, tensor: Callable[[str], torch.Tensor]) -> QuantizedWeight:
+        """Read one layer. Raises CheckpointError on inconsistent shapes."""
+        codes = _unshuffle(unpack_words(tensor(f"{module}.qweight").T.contiguous(), BITS))
+        zeros = _unshuffle(unpack_words(tensor(f"{module}.qzeros").T.contiguous(), BITS))
+        scales = tensor(f"{module}.scales").T.contiguous()
+        check_groups(module, codes, scales, zeros, self.spec)
+        symmetric = self.spec.symmetric and bool((zeros == self.spec.midpoint).all())
+        spec = QuantSpec(BITS, self.spec.group_size, symmetric)
+        return QuantizedWeight(codes, scales, None if symmetric else zeros, None, spec)
+
+    def num_weights(self, module: str, shape: Callable[[str], tuple[int, ...]]) -> int:
+        """Weights of one layer, from the shapes in the header."""
+        columns, words = shape(f"{module}.qweight")
+        return columns * words * _WORD
+
+
+def _shuffle(rows: torch.Tensor) -> torch.Tensor:
+    """Bring each run of 8 rows of [O, X] into the order in which a word holds them."""
+    return rows.view(-1, _WORD, rows.shape[1])[:, list(ORDER)].reshape(rows.shape)
+
+
+def _unshuffle(rows: torch.Tensor) -> torch.Tensor:
+    """Invert `_shuffle`."""
+    inverse = [ORDER.index(i) for i in range(_WORD)]
+    return rows.view(-1, _WORD, rows.shape[1])[:, inverse].reshape(rows.shape)

@@ -1,0 +1,120 @@
+"""Every format of quantized weights: which one a checkpoint is in, and which ones hold a spec.
+
+The only place that knows them all; knows nothing of models. The law: whoever reads quantized
+layers, counts their bits or names their scheme asks here.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, Protocol, get_args
+
+import torch
+
+from llmopt.errors import CheckpointError, QuantizationError
+from llmopt.formats.awq import AwqFormat
+from llmopt.formats.checkpoint import CheckpointReader
+from llmopt.formats.compressed_tensors import CompressedTensorsFormat
+from llmopt.formats.gptq import GptqFormat
+from llmopt.formats.quantized import QuantizedWeight, QuantSpec
+
+FormatName = Literal["gptq", "awq", "compressed-tensors"]
+_DTYPE_SCHEMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+class WeightFormat(Protocol):
+    """How all quantized layers of one checkpoint are stored."""
+
+    limits: ClassVar[str]  # what it can hold, for messages
+    suffixes: ClassVar[tuple[str, ...]]  # of the tensors that a quantized layer may have
+    marker: ClassVar[str]  # suffix of the tensor that tells a quantized layer from another one
+    config_file: ClassVar[str | None]  # where the config is expected besides config.json
+
+    @property
+    def spec(self) -> QuantSpec:
+        """Bits, groups and symmetry of all layers."""
+
+    def config(self, method: str) -> dict[str, Any]:
+        """`quantization_config` for config.json; `method` chose the codes."""
+
+    def pack(self, module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+        """The named tensors of one layer."""
+
+    def unpack(self, module: str, tensor: Callable[[str], torch.Tensor]) -> QuantizedWeight:
+        """One layer from its tensors, by name. Raises CheckpointError."""
+
+    def num_weights(self, module: str, shape: Callable[[str], tuple[int, ...]]) -> int:
+        """Weights of one layer, from the shapes of its tensors, by name."""
+
+
+_FORMATS: Mapping[str, type[GptqFormat] | type[AwqFormat] | type[CompressedTensorsFormat]] = {
+    "gptq": GptqFormat,
+    "awq": AwqFormat,
+    "compressed-tensors": CompressedTensorsFormat,
+}
+
+
+class QuantizedWeights:
+    """The quantized layers of a checkpoint."""
+
+    def __init__(self, reader: CheckpointReader, weight_format: WeightFormat, method: str) -> None:
+        self._reader = reader
+        self._format = weight_format
+        self._method = method
+
+    @property
+    def scheme(self) -> str:
+        """Such as "gptq-w4g64"; the method is the one that chose the codes."""
+        return self._format.spec.label(self._method)
+
+    def __contains__(self, module: str) -> bool:
+        return f"{module}.{self._format.marker}" in self._reader
+
+    def weight(self, module: str) -> QuantizedWeight:
+        """Read one layer. Raises CheckpointError."""
+        return self._format.unpack(module, self._reader.tensor)
+
+    def module_of(self, tensor_name: str) -> str | None:
+        """The quantized layer that a tensor is a part of, or None."""
+        module, _, suffix = tensor_name.rpartition(".")
+        return module if suffix in self._format.suffixes and module in self else None
+
+    def num_weights(self, module: str) -> int:
+        """Weights of one layer, from the header."""
+        return self._format.num_weights(module, self._reader.shape)
+
+
+def quantized_weights(reader: CheckpointReader) -> QuantizedWeights | None:
+    """The quantized layers of a checkpoint, or None for a full-precision one. Raises
+    CheckpointError for a format, or a setting of one, that is not supported.
+    """
+    config = reader.config.get("quantization_config")
+    if config is None:
+        return None
+    name = str(config.get("quant_method"))
+    if name not in _FORMATS:
+        raise CheckpointError(
+            f"checkpoints quantized with {name} are not read yet",
+            f"Use one in the format {', '.join(_FORMATS)}, or a full-precision one.",
+        )
+    method = (config.get("meta") or {}).get("method") or name
+    return QuantizedWeights(reader, _FORMATS[name].from_config(config), str(method))
+
+
+def scheme(reader: CheckpointReader, dtype: torch.dtype) -> str:
+    """The scheme's name: "gptq-w4g64" for a quantized checkpoint, else after the dtype: "bf16".
+
+    The method is the one that made the codes: a GPTQ file may hold round-to-nearest weights.
+    """
+    quantized = quantized_weights(reader)
+    return _DTYPE_SCHEMES[dtype] if quantized is None else quantized.scheme
+
+
+def choose_format(name: FormatName, spec: QuantSpec) -> WeightFormat:
+    """The format that writes `spec`; QuantizationError, with those that can, if it cannot."""
+    weight_format = _FORMATS[name].for_spec(spec)
+    if weight_format is None:
+        fitting = [other for other in get_args(FormatName) if _FORMATS[other].for_spec(spec)]
+        raise QuantizationError(
+            f"{name} checkpoints hold {_FORMATS[name].limits} only, not {spec.label('weights')}",
+            f"Formats that hold it: {', '.join(fitting)}.",
+        )
+    return weight_format

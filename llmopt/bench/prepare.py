@@ -85,11 +85,7 @@ def _quantize(source: Path, path: Path, options: QuantizeOptions, observer: Obse
         quality = "" if loss is None else f", loss {loss:.3g}"
         observer.stage_advanced(block, num_blocks, f"{module}{quality}")
 
-    try:
-        quantize_checkpoint(source, path, options, on_progress=advance)
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)  # written, but not found to be what was meant
-        raise
+    quantize_checkpoint(source, path, options, on_progress=advance)
 
 
 def _directory_name(target: Target, source: Path, options: QuantizeOptions) -> str:

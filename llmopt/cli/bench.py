@@ -15,7 +15,7 @@ def bench(
         list[str], typer.Argument(help="A recipe file (.yaml), or models: directories, ids.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory for result files.")] = Path(
-        "results"
+        "llmopt-results"
     ),
     work: Annotated[
         Path | None,
@@ -50,7 +50,7 @@ def bench(
 
     Examples:
 
-        llmopt bench recipes/demo.yaml --out results
+        llmopt bench recipes/demo.yaml --out my-results
 
         llmopt bench ./smollm2-w4 ./smollm2-w8 --base smollm2-135m --concurrency 1,4,16
     """

@@ -74,7 +74,7 @@ def diagnose() -> list[Finding]:
     return [
         *_software(),
         *_machine(facts),
-        Finding("methods", "ok", "rtn and gptq, 4 and 8 bits (built in)"),
+        Finding("methods", "ok", "rtn, gptq, awq, awq+gptq; 4 and 8 bits (built in)"),
         Finding("backends", "ok", "llmopt (built in)"),
         _kernel("int4 kernel (CPU)", _int4_product_is_right),
         _kernel("int8 kernel (CPU)", _int8_product_is_right),
@@ -136,9 +136,13 @@ def _kernel(name: str, is_right: Callable[[], bool]) -> Finding:
         right = is_right()
     except (RuntimeError, AttributeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        return Finding(name, "off", f"this torch cannot run it ({reason}); the reference is used")
+        return Finding(
+            name, "off", f"this torch cannot run it ({reason}); weights are dequantized at loading"
+        )
     if not right:
-        return Finding(name, "off", "it gives wrong products here; the reference is used")
+        return Finding(
+            name, "off", "it gives wrong products here; weights are dequantized at loading"
+        )
     return Finding(name, "ok", "right product on a small matrix")
 
 

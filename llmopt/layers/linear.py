@@ -18,6 +18,7 @@ from llmopt_kernels.wna16.torch_cpu import (
     Int8Weight,
     SplitInt8Weight,
     kernel_group_size,
+    kernels_run,
     pack_int4,
     pack_int8,
     pack_split_int8,
@@ -171,7 +172,7 @@ def _quantized_linear(
 ) -> Linear:
     """The fastest kernel for this weight, or the weight dequantized once where there is none."""
     packed = None
-    if device.type == "cpu" and dtype == torch.bfloat16:
+    if device.type == "cpu" and dtype == torch.bfloat16 and kernels_run():
         packed = _pack_for_cpu(weight)
     if packed is None:
         dense = weight.to(device).dequantize(dtype)

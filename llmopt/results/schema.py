@@ -67,7 +67,7 @@ class ModelFacts:
     """Which weights were served, and how large they are."""
 
     name: str
-    path_hash: str  # sha256 of config.json and the safetensors headers
+    path_hash: str  # sha256 of config.json, the safetensors headers and samples of the data
     architecture: str
     scheme: str  # "fp32", "bf16", "gptq-w4g64"
     compute_dtype: str  # dtype of the activations

@@ -7,11 +7,25 @@ power of two times a bfloat16 scale is exact.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
 INT4_GROUP_SIZES = (256, 128, 64, 32)
 INT4_ROW_MULTIPLE = 16
+
+
+@cache
+def kernels_run() -> bool:
+    """Whether this torch has the kernels and they run on this processor (tried once)."""
+    x, codes = torch.ones(1, 32, dtype=torch.bfloat16), torch.ones(16, 32, dtype=torch.uint8)
+    scales = torch.ones(16, 1)
+    try:
+        pack_int4(codes, scales, scales).matmul(x)
+        pack_int8(codes, scales).matmul(x)
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    return True
 
 
 def kernel_group_size(columns_per_group: int) -> int | None:

@@ -8,6 +8,7 @@ from llmopt.bench import prepare
 from llmopt.bench.observer import SilentObserver
 from llmopt.errors import ModelError, QuantizationError, UsageError
 from llmopt.formats.checkpoint import CheckpointReader
+from llmopt.quantize.output import QuantizedOutput
 from llmopt.recipe.schema import Base, Calibration, Load, QuantizeSpec, Recipe, Target
 
 GPTQ = QuantizeSpec("gptq", 4, 32)
@@ -133,13 +134,10 @@ def test_a_damaged_checkpoint_is_made_again(recipe, make_target, tmp_path, quant
 def test_a_checkpoint_that_was_interrupted_while_checked_is_not_kept(
     recipe, make_target, tmp_path, monkeypatch
 ):
-    real = prepare.quantize_checkpoint
-
-    def interrupted(*arguments, **rest):
-        real(*arguments, **rest)
+    def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "quantize_checkpoint", interrupted)
+    monkeypatch.setattr(QuantizedOutput, "verify", interrupted)
     with pytest.raises(KeyboardInterrupt):
         get(recipe, make_target(RTN), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -77,7 +77,7 @@ def test_a_kernel_that_raises_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "pack_int4", fail)
     finding = find("int4 kernel (CPU)")
     assert finding.state == "off"
-    assert "cannot run it (not for this CPU); the reference is used" in finding.detail
+    assert "cannot run it (not for this CPU); weights are dequantized" in finding.detail
 
 
 def test_wrong_products_do_not_agree() -> None:

@@ -80,3 +80,13 @@ def test_weight_bytes_are_what_is_read():
     assert four_bit.weight_bytes == 32 * 128 // 2 + 32 * 2 * 2 * 2  # a bf16 scale and offset
     dense = make_linear([torch.zeros(32, 128)], [None], dtype=torch.bfloat16, device=CPU)
     assert dense.weight_bytes == 32 * 128 * 2
+
+
+def test_a_torch_without_the_kernels_multiplies_by_the_dequantized_weight(monkeypatch):
+    monkeypatch.setattr("llmopt.layers.linear.kernels_run", lambda: False)
+    weight = quantized(32, 64, QuantSpec(4, 32), 0)
+    linear = make_linear([weight], [None], dtype=torch.bfloat16, device=CPU)
+    x = torch.randn(3, 64).to(torch.bfloat16)
+    expected = x.double() @ weight.dequantize().double().T
+    assert linear.kernel == "dequantized w4"
+    assert (linear(x).double() - expected).norm() / expected.norm() < 6e-3

@@ -21,7 +21,7 @@ from llmopt.errors import CheckpointError
 from llmopt.formats.gptq import spec_of_config
 from llmopt.formats.groups import check_groups
 from llmopt.formats.packing import pack_words, unpack_words
-from llmopt.formats.quantized import QuantizedWeight, QuantSpec
+from llmopt.formats.quantized import QuantizedWeight, QuantSpec, StoredWeight
 
 BITS = 4
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -63,6 +63,10 @@ class AwqFormat:
             )
         return cls(spec)
 
+    def label(self, method: str) -> str:
+        """The scheme's name, such as "gptq-w4g64"; `method` chose the codes."""
+        return self.spec.label(method)
+
     def config(self, method: str) -> dict[str, Any]:
         """`quantization_config`, with the keys that AutoAWQ, transformers and vLLM read."""
         return {
@@ -76,8 +80,9 @@ class AwqFormat:
             "meta": {"quantizer": ["llmopt"], "method": method},
         }
 
-    def pack(self, module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+    def pack(self, module: str, weight: StoredWeight) -> dict[str, torch.Tensor]:
         """The tensors of one layer, named `module.qweight` and so on."""
+        assert isinstance(weight, QuantizedWeight), "the format holds uniform groups"
         assert weight.spec == self.spec, "one checkpoint, one spec"
         assert weight.g_idx is None, "the layout has no g_idx"
         return {

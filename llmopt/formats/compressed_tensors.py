@@ -23,7 +23,7 @@ import torch
 from llmopt.errors import CheckpointError
 from llmopt.formats.groups import check_groups, group_index
 from llmopt.formats.packing import pack_words, unpack_words
-from llmopt.formats.quantized import QuantizedWeight, QuantSpec
+from llmopt.formats.quantized import QuantizedWeight, QuantSpec, StoredWeight
 
 Layout = Literal["pack-quantized", "int-quantized"]
 BITS = (4, 8)
@@ -74,6 +74,10 @@ class CompressedTensorsFormat:
             raise _unsupported(f"{spec.bits}-bit weights as {layout}")
         return cls(spec, layout, weights.get("actorder") in ("group", "dynamic"))
 
+    def label(self, method: str) -> str:
+        """The scheme's name, such as "gptq-w4g64"; `method` chose the codes."""
+        return self.spec.label(method)
+
     def config(self, method: str) -> dict[str, Any]:
         """`quantization_config`, with the keys that compressed-tensors and vLLM read."""
         weights = {
@@ -102,8 +106,9 @@ class CompressedTensorsFormat:
             "meta": {"quantizer": ["llmopt"], "method": method},
         }
 
-    def pack(self, module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+    def pack(self, module: str, weight: StoredWeight) -> dict[str, torch.Tensor]:
         """The tensors of one layer, named `module.weight_packed` and so on."""
+        assert isinstance(weight, QuantizedWeight), "the format holds uniform groups"
         assert weight.spec == self.spec, "one checkpoint, one spec"
         assert weight.g_idx is None, "current readers know no g_idx"
         tensors = {f"{module}.weight_scale": weight.scales}

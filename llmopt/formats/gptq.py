@@ -23,7 +23,7 @@ import torch
 from llmopt.errors import CheckpointError
 from llmopt.formats.groups import check_groups, group_index
 from llmopt.formats.packing import pack_words, unpack_words
-from llmopt.formats.quantized import QuantizedWeight, QuantSpec
+from llmopt.formats.quantized import QuantizedWeight, QuantSpec, StoredWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,10 @@ class GptqFormat:
             )
         return cls(spec, 2 if config.get("checkpoint_format") == "gptq_v2" else 1)
 
+    def label(self, method: str) -> str:
+        """The scheme's name, such as "gptq-w4g64"; `method` chose the codes."""
+        return self.spec.label(method)
+
     def config(self, method: str) -> dict[str, Any]:
         """`quantization_config`, with the keys that transformers, vLLM and SGLang read."""
         return {
@@ -69,8 +73,9 @@ class GptqFormat:
             "meta": {"quantizer": ["llmopt"], "method": method},
         }
 
-    def pack(self, module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+    def pack(self, module: str, weight: StoredWeight) -> dict[str, torch.Tensor]:
         """The tensors of one layer, named `module.qweight` and so on."""
+        assert isinstance(weight, QuantizedWeight), "the format holds uniform groups"
         assert weight.spec == self.spec, "one checkpoint, one spec"
         assert self.spec.symmetric or self.version == 2, "version 1 cannot hold a zero point of 0"
         columns = weight.shape[1]

@@ -1,5 +1,5 @@
-"""The one in-memory form of a quantized weight, which every checkpoint format is read into and
-written from.
+"""The in-memory forms of quantized weights, which every checkpoint format is read into and
+written from: what they have in common, and uniform groups, the most usual one.
 
 Knows nothing of files, kernels or how the codes were chosen. The law: `dequantize` is the
 definition of the weight, and every kernel and every format is held against it.
@@ -7,6 +7,7 @@ definition of the weight, and every kernel and every format is held against it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
 
@@ -69,12 +70,30 @@ class QuantSpec:
         return f"{method}-w{self.bits}{group}{'' if self.symmetric else '-asym'}"
 
 
+class StoredWeight(Protocol):
+    """What every quantized weight can do. The law: `dequantize` is the definition of the weight."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, K)."""
+
+    @property
+    def label(self) -> str:
+        """What it is stored as, in short, such as "w4", "nf4" or "q4_k"."""
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The weight [O, K], computed in float32 and rounded once to `dtype`."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same weight on another device."""
+
+
 @dataclass(frozen=True, slots=True)
 class QuantizedWeight:
     """An [O, K] matrix as integer codes with one scale (and zero point) per row and group.
 
     codes:  uint8 [O, K], 0 .. 2^bits - 1
-    scales: [O, G], float16 or bfloat16 as stored
+    scales: [O, G], float16, bfloat16 or float32 as stored
     zeros:  uint8 [O, G], or None for a symmetric spec
     g_idx:  int32 [K], the group of each column; None: column k is in group k // group_size
     """
@@ -97,6 +116,11 @@ class QuantizedWeight:
     def shape(self) -> tuple[int, int]:
         """(O, K)."""
         return self.codes.shape[0], self.codes.shape[1]
+
+    @property
+    def label(self) -> str:
+        """Such as "w4"."""
+        return f"w{self.spec.bits}"
 
     def zero_points(self) -> torch.Tensor:
         """The zero points, uint8 [O, G], also where the spec implies them."""

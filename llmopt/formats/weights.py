@@ -14,7 +14,7 @@ from llmopt.formats.awq import AwqFormat
 from llmopt.formats.checkpoint import CheckpointReader
 from llmopt.formats.compressed_tensors import CompressedTensorsFormat
 from llmopt.formats.gptq import GptqFormat
-from llmopt.formats.quantized import QuantizedWeight, QuantSpec
+from llmopt.formats.quantized import QuantSpec, StoredWeight
 
 FormatName = Literal["gptq", "awq", "compressed-tensors"]
 _DTYPE_SCHEMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -28,17 +28,16 @@ class WeightFormat(Protocol):
     marker: ClassVar[str]  # suffix of the tensor that tells a quantized layer from another one
     config_file: ClassVar[str | None]  # where the config is expected besides config.json
 
-    @property
-    def spec(self) -> QuantSpec:
-        """Bits, groups and symmetry of all layers."""
+    def label(self, method: str) -> str:
+        """The scheme's name, such as "gptq-w4g64"; `method` chose the codes."""
 
     def config(self, method: str) -> dict[str, Any]:
         """`quantization_config` for config.json; `method` chose the codes."""
 
-    def pack(self, module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+    def pack(self, module: str, weight: StoredWeight) -> dict[str, torch.Tensor]:
         """The named tensors of one layer."""
 
-    def unpack(self, module: str, tensor: Callable[[str], torch.Tensor]) -> QuantizedWeight:
+    def unpack(self, module: str, tensor: Callable[[str], torch.Tensor]) -> StoredWeight:
         """One layer from its tensors, by name. Raises CheckpointError."""
 
     def num_weights(self, module: str, shape: Callable[[str], tuple[int, ...]]) -> int:
@@ -63,12 +62,12 @@ class QuantizedWeights:
     @property
     def scheme(self) -> str:
         """Such as "gptq-w4g64"; the method is the one that chose the codes."""
-        return self._format.spec.label(self._method)
+        return self._format.label(self._method)
 
     def __contains__(self, module: str) -> bool:
         return f"{module}.{self._format.marker}" in self._reader
 
-    def weight(self, module: str) -> QuantizedWeight:
+    def weight(self, module: str) -> StoredWeight:
         """Read one layer. Raises CheckpointError."""
         return self._format.unpack(module, self._reader.tensor)
 

@@ -11,7 +11,12 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from llmopt.formats.quantized import QuantizedWeight, can_concatenate, concatenate_rows
+from llmopt.formats.quantized import (
+    QuantizedWeight,
+    StoredWeight,
+    can_concatenate,
+    concatenate_rows,
+)
 from llmopt_kernels.wna16.torch_cpu import (
     INT4_ROW_MULTIPLE,
     Int4Weight,
@@ -24,7 +29,7 @@ from llmopt_kernels.wna16.torch_cpu import (
     pack_split_int8,
 )
 
-Weight = torch.Tensor | QuantizedWeight
+Weight = torch.Tensor | StoredWeight
 
 
 class Linear(Protocol):
@@ -148,6 +153,9 @@ def make_linear(
         return DenseLinear(weight.to(device, dtype), bias)
     if not dense and can_concatenate(quantized):
         return _quantized_linear(concatenate_rows(quantized), bias, dtype, device)
+    if len(weights) == 1:
+        assert not isinstance(weights[0], torch.Tensor), "dense weights were stacked above"
+        return _dequantized_linear(weights[0], bias, dtype, device)
     parts = zip(weights, biases, strict=True)
     return SplitLinear([make_linear([w], [b], dtype=dtype, device=device) for w, b in parts])
 
@@ -175,10 +183,16 @@ def _quantized_linear(
     if device.type == "cpu" and dtype == torch.bfloat16 and kernels_run():
         packed = _pack_for_cpu(weight)
     if packed is None:
-        dense = weight.to(device).dequantize(dtype)
-        return DenseLinear(dense, bias, kernel=f"dequantized w{weight.spec.bits}")
+        return _dequantized_linear(weight, bias, dtype, device)
     data, kernel = packed
     return PackedLinear(data, weight.shape, bias, weight.column_order(), kernel)
+
+
+def _dequantized_linear(
+    weight: StoredWeight, bias: torch.Tensor | None, dtype: torch.dtype, device: torch.device
+) -> Linear:
+    dense = weight.to(device).dequantize(dtype)
+    return DenseLinear(dense, bias, kernel=f"dequantized {weight.label}")
 
 
 def _pack_for_cpu(

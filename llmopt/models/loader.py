@@ -17,6 +17,7 @@ from llmopt.layers.norm import RMSNorm
 from llmopt.layers.rotary import inverse_frequencies
 from llmopt.models.config import ModelConfig
 from llmopt.models.llama import Attention, DecoderBlock, GatedMLP, LlamaModel
+from llmopt_kernels.rotary import RotaryTables, rotary_tables
 
 DTYPES = {
     "float32": torch.float32,
@@ -32,11 +33,7 @@ def load_model(path: str | Path, *, dtype: str = "auto", device: str = "cpu") ->
     float16, which CPUs compute slowly, becomes bfloat16 there. Raises CheckpointError, ModelError
     or UsageError.
     """
-    target = resolve_device(device)
-    reader = CheckpointReader(path)
-    config = ModelConfig.from_hf(reader.config)
-    loader = _Loader(reader, config, resolve_dtype(dtype, config, target), target)
-    return loader.model()
+    return ModelLoader(CheckpointReader(path), dtype=dtype, device=device).model()
 
 
 def resolve_device(device: str) -> torch.device:
@@ -67,22 +64,25 @@ def resolve_dtype(dtype: str, config: ModelConfig, device: torch.device) -> torc
     return DTYPES[name]
 
 
-class _Loader:
+class ModelLoader:
+    """The parts of a checkpoint's model, each read when it is asked for.
+
+    Whoever needs one block at a time never holds the model. `dtype` and `device` as in
+    `load_model`; raises what it raises.
+    """
+
     def __init__(
-        self,
-        reader: CheckpointReader,
-        config: ModelConfig,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, reader: CheckpointReader, *, dtype: str = "auto", device: str = "cpu"
     ) -> None:
+        self.config = ModelConfig.from_hf(reader.config)
+        self.device = resolve_device(device)
+        self.dtype = resolve_dtype(dtype, self.config, self.device)
         self._reader = reader
-        self._config = config
-        self._dtype = dtype
-        self._device = device
         self._quantized = quantized_weights(reader)
 
     def model(self) -> LlamaModel:
-        config = self._config
+        """The whole model."""
+        config = self.config
         vocabulary = (config.vocab_size, config.hidden_size)
         embedding = self._dense("model.embed_tokens.weight", vocabulary)
         tied = config.tie_word_embeddings
@@ -91,14 +91,27 @@ class _Loader:
         return LlamaModel(
             config,
             embedding,
-            [self._block(f"model.layers.{i}") for i in range(config.num_layers)],
+            [self.block(index) for index in range(config.num_layers)],
             self._norm("model.norm"),
             DenseLinear(head, None),
-            inv_freq.to(self._device),
+            inv_freq.to(self.device),
         )
 
-    def _block(self, prefix: str) -> DecoderBlock:
-        config = self._config
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The embeddings of input_ids [T] -> [T, C]; only these rows are converted to the dtype."""
+        name, config = "model.embed_tokens.weight", self.config
+        rows = self._read(name, (config.vocab_size, config.hidden_size))[input_ids.cpu()]
+        return rows.to(self.device, self.dtype)
+
+    def rotary(self, positions: torch.Tensor) -> RotaryTables:
+        """The rotary tables of a batch. positions: [T]."""
+        config = self.config
+        inv_freq = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        return rotary_tables(positions.to(self.device), inv_freq.to(self.device), self.dtype)
+
+    def block(self, index: int) -> DecoderBlock:
+        """One decoder block."""
+        config, prefix = self.config, f"model.layers.{index}"
         hidden, inner = config.hidden_size, config.intermediate_size
         q_size = config.num_heads * config.head_dim
         kv_size = config.num_kv_heads * config.head_dim
@@ -128,7 +141,7 @@ class _Loader:
             self._read(f"{parent}.{name}.bias", (n,)) if has_bias else None
             for name, n in rows.items()
         ]
-        return make_linear(weights, biases, dtype=self._dtype, device=self._device)
+        return make_linear(weights, biases, dtype=self.dtype, device=self.device)
 
     def _weight(self, prefix: str, shape: tuple[int, int]) -> Weight:
         if self._quantized is None or prefix not in self._quantized:
@@ -138,11 +151,11 @@ class _Loader:
         return weight
 
     def _norm(self, prefix: str) -> RMSNorm:
-        weight = self._dense(f"{prefix}.weight", (self._config.hidden_size,))
-        return RMSNorm(weight, self._config.rms_norm_eps)
+        weight = self._dense(f"{prefix}.weight", (self.config.hidden_size,))
+        return RMSNorm(weight, self.config.rms_norm_eps)
 
     def _dense(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        return self._read(name, shape).to(self._device, self._dtype)
+        return self._read(name, shape).to(self.device, self.dtype)
 
     def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         tensor = self._reader.tensor(name)

@@ -14,7 +14,7 @@ import torch
 
 from llmopt.errors import OutputError
 from llmopt.formats.checkpoint import CheckpointReader, CheckpointWriter
-from llmopt.formats.quantized import QuantizedWeight
+from llmopt.formats.quantized import StoredWeight
 from llmopt.formats.weights import WeightFormat, quantized_weights
 from llmopt.quantize.options import ModuleRecord, QuantizedModule, QuantizeOptions
 from llmopt.quantize.rounding import check_finite
@@ -128,10 +128,8 @@ def _run_record(
     }
 
 
-def _digest(weight: QuantizedWeight) -> str:
-    """Hash everything that dequantization uses (the spec is common to all modules)."""
-    parts = [weight.codes, weight.scales, weight.zero_points(), weight.g_idx]
-    return " ".join("none" if part is None else _sha256(part) for part in parts)
+def _digest(weight: StoredWeight) -> str:
+    return _sha256(weight.dequantize())
 
 
 def _sha256(tensor: torch.Tensor) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llmopt.errors import EngineError
 from llmopt.models.config import ModelConfig
-from llmopt.models.llama import KVTensors
+from llmopt.models.decoder import KVTensors
 
 _CPU_SHARE = 0.4
 _CUDA_SHARE = 0.85

@@ -15,7 +15,7 @@ from llmopt.engine.request import Request
 from llmopt.engine.scheduler import SchedulerOutput
 from llmopt.layers.sampler import SamplingRow, sample
 from llmopt.models.config import ModelConfig
-from llmopt.models.llama import KVTensors
+from llmopt.models.decoder import KVTensors
 from llmopt_kernels.paged_attention import AttentionMetadata
 
 

@@ -1,6 +1,10 @@
-"""Normalization layers."""
+"""Normalization layers.
 
-from dataclasses import dataclass
+Knows nothing of models. The law: `gain` is what a normalized channel is multiplied with, however
+the checkpoint stores it.
+"""
+
+from dataclasses import dataclass, field
 
 import torch
 
@@ -9,11 +13,39 @@ from llmopt_kernels.rms_norm import rms_norm
 
 @dataclass(frozen=True, slots=True)
 class RMSNorm:
-    """RMSNorm over the last dimension."""
+    """RMSNorm over the last dimension, with the gain `weight + offset`.
+
+    Checkpoints of Gemma store weights around 0 (offset 1), others the gain itself (offset 0).
+    """
 
     weight: torch.Tensor
     eps: float
+    offset: float = 0.0
+    gain: torch.Tensor = field(init=False)  # float32 where an offset was added, else the weight
+
+    def __post_init__(self) -> None:
+        gain = self.weight if self.offset == 0 else self.weight.float() + self.offset
+        object.__setattr__(self, "gain", gain)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [..., C] -> [..., C]."""
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x, self.gain, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorm:
+    """Norms of the query and of the key heads, over the channels of each head."""
+
+    query: RMSNorm
+    key: RMSNorm
+    num_heads: int
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: query heads, then key heads [T, H + KH, D] -> the same shape."""
+        query, key = x[:, : self.num_heads], x[:, self.num_heads :]
+        return torch.cat([self.query(query), self.key(key)], dim=1)
+
+
+def unchanged(x: torch.Tensor) -> torch.Tensor:
+    """Stands where a model has no norm."""
+    return x

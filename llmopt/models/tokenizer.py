@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from llmopt.errors import CheckpointError, ModelError
+from llmopt.formats.gguf import GgufCheckpoint
+from llmopt.formats.gguf_header import GgufError
+from llmopt.models.gguf_tokenizer import build_tokenizer
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -21,6 +24,11 @@ class Tokenizer:
     def __init__(self, tokenizer: Any, eos_token_ids: Iterable[int]) -> None:
         self._tokenizer = tokenizer
         self.eos_token_ids: tuple[int, ...] = tuple(sorted(set(eos_token_ids)))
+
+    @property
+    def backend(self) -> Any:
+        """transformers' own tokenizer, for whoever writes it in another format."""
+        return self._tokenizer
 
     @property
     def bos_token_id(self) -> int | None:
@@ -45,26 +53,51 @@ class Tokenizer:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Token ids of a conversation, up to where the model's answer begins.
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model has a chat template."""
+        return self._tokenizer.chat_template is not None
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Token ids of a conversation, by default up to where the model's answer begins.
 
         messages: {"role": ..., "content": ...} each. Raises ModelError without a chat template.
         """
-        if self._tokenizer.chat_template is None:
+        if not self.has_chat_template:
             raise ModelError(
                 "this model has no chat template", "Give a plain prompt, or use a chat model."
             )
         ids: list[int] = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, return_dict=False
+            [dict(message) for message in messages],
+            add_generation_prompt=add_generation_prompt,
+            return_dict=False,
         )
         return ids
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a model directory. Raises CheckpointError: missing or damaged."""
+    """The tokenizer of a model directory or of a GGUF file. Raises CheckpointError: missing or
+    damaged.
+    """
+    if Path(path).is_file():
+        return _gguf_tokenizer(Path(path))
+    return _directory_tokenizer(Path(path))
+
+
+def _gguf_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer(*build_tokenizer(GgufCheckpoint(path).metadata))
+    except GgufError as error:
+        raise CheckpointError(
+            f"{path} cannot be used: {error}", "Use a file made by a current converter."
+        ) from error
+
+
+def _directory_tokenizer(directory: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    directory = Path(path)
     if not any((directory / name).is_file() for name in _FILES):
         raise CheckpointError(
             f"{directory} has no tokenizer (none of {', '.join(_FILES)})",

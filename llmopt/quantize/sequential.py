@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llmopt.formats.quantized import QuantizedWeight, QuantSpec
 from llmopt.layers.linear import DenseLinear, Linear
-from llmopt.models.llama import DecoderBlock, LlamaModel
+from llmopt.models.decoder import Decoder, DecoderBlock
 from llmopt.quantize.calibration import CalibrationData
 from llmopt.quantize.gptq import GPTQOptions, GPTQResult, accumulate_hessian, quantize_gptq
 from llmopt.quantize.layout import LinearModules, block_modules
@@ -60,7 +60,7 @@ class _LinearCalibration:
 
 
 def quantize_blocks(
-    model: LlamaModel, calibration: CalibrationData, spec: QuantSpec, options: GPTQOptions
+    model: Decoder, calibration: CalibrationData, spec: QuantSpec, options: GPTQOptions
 ) -> Iterator[QuantizedModule]:
     """Quantize the decoder blocks of a float32 model in order, yielding modules as they are done.
 

@@ -5,14 +5,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmopt_kernels.gated_activation import gelu_tanh_mul, silu_mul
+from llmopt_kernels.gated_activation.reference import (
+    gelu_tanh_mul_reference,
+    silu_mul_reference,
+)
 from llmopt_kernels.paged_attention import AttentionMetadata, paged_attention
 from llmopt_kernels.paged_attention.reference import paged_attention_reference
 from llmopt_kernels.rms_norm import rms_norm
 from llmopt_kernels.rms_norm.reference import rms_norm_reference
 from llmopt_kernels.rotary import apply_rotary, rotary_tables
 from llmopt_kernels.rotary.reference import rotary_reference
-from llmopt_kernels.silu_mul import silu_mul
-from llmopt_kernels.silu_mul.reference import silu_mul_reference
 from llmopt_kernels.store_kv import store_kv
 from llmopt_kernels.store_kv.reference import store_kv_reference
 from llmopt_kernels.wna16.reference import wna16_reference
@@ -42,10 +45,20 @@ def test_rms_norm(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_rms_norm_with_a_gain_of_more_precision_than_its_input(dtype):
+    x, gain = randn(5, 3, 64, dtype=dtype), 1 + randn(64, dtype=torch.float32, seed=1)
+    assert_close(rms_norm(x, gain, 1e-6), rms_norm_reference(x, gain, 1e-6))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tokens", [1, 7])
-def test_silu_mul(tokens, dtype):
+@pytest.mark.parametrize(
+    ("kernel", "reference"),
+    [(silu_mul, silu_mul_reference), (gelu_tanh_mul, gelu_tanh_mul_reference)],
+)
+def test_gated_activation(kernel, reference, tokens, dtype):
     x = randn(tokens, 2 * 33, dtype=dtype)
-    assert_close(silu_mul(x), silu_mul_reference(x))
+    assert_close(kernel(x), reference(x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -96,25 +109,43 @@ def paged_batch(
     ),
     block_size=st.sampled_from([1, 4, 16]),
     heads=st.sampled_from([(1, 1), (4, 2), (6, 1)]),
+    window=st.sampled_from([None, 1, 3, 4, 8, 30]),
     seed=st.integers(0, 1000),
 )
-def test_paged_attention_equals_dense_attention(lens, block_size, heads, seed):
+def test_paged_attention_equals_dense_attention(lens, block_size, heads, window, seed):
     query_lens, context_lens = [q for q, _ in lens], [c for _, c in lens]
     num_heads, kv_heads = heads
     keys, values, metadata = paged_batch(query_lens, context_lens, block_size, kv_heads, seed)
     query = randn(sum(query_lens), num_heads, 8, dtype=torch.float32, seed=seed)
-    out = paged_attention(query, keys, values, metadata, 0.3)
-    assert_close(out, paged_attention_reference(query, keys, values, metadata, 0.3))
+    out = paged_attention(query, keys, values, metadata, 0.3, window)
+    assert_close(out, paged_attention_reference(query, keys, values, metadata, 0.3, window))
 
 
+@pytest.mark.parametrize("window", [None, 1, 3, 4, 5])
 @pytest.mark.parametrize("query_lens", [[5], [3, 3], [4, 1, 4, 7, 1]])
-def test_dense_attention_keeps_sequences_apart(query_lens):
+def test_dense_attention_keeps_sequences_apart(query_lens, window):
     metadata = AttentionMetadata.dense(query_lens)
     tokens = metadata.num_tokens
     query = randn(tokens, 4, 8, dtype=torch.float32)
     key, value = (randn(tokens, 2, 8, dtype=torch.float32, seed=s) for s in (1, 2))
-    out = paged_attention(query, key, value, metadata, 0.3)
-    assert_close(out, paged_attention_reference(query, key, value, metadata, 0.3))
+    out = paged_attention(query, key, value, metadata, 0.3, window)
+    assert_close(out, paged_attention_reference(query, key, value, metadata, 0.3, window))
+
+
+def test_layers_with_different_windows_share_a_batch():
+    keys, values, metadata = paged_batch([1, 3], [9, 2], 4, 2, seed=0)
+    query = randn(4, 4, 8, dtype=torch.float32)
+    for window in (None, 3, 5, None, 3, 100):
+        out = paged_attention(query, keys, values, metadata, 0.3, window)
+        assert_close(out, paged_attention_reference(query, keys, values, metadata, 0.3, window))
+
+
+def test_a_window_reads_no_more_positions_than_it_shows():
+    _, _, metadata = paged_batch([1, 1], [90, 50], 16, 1, seed=0)
+    (group,) = metadata.groups(8, torch.device("cpu"))
+    assert group.slots is not None
+    assert len(group.slots) == 2 * 8
+    assert group.bias is None
 
 
 def codes_and_scales(bits: int, rows: int, columns: int, groups: int, seed: int):

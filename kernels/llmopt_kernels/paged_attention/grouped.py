@@ -17,9 +17,10 @@ def paged_attention_grouped(
     value: torch.Tensor,
     metadata: AttentionMetadata,
     scale: float,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Same signature and result as `paged_attention_reference`."""
-    groups = metadata.groups
+    groups = metadata.groups(window, query.device)
     if len(groups) == 1:
         return _attend(query, key, value, groups[0], scale)
     out = torch.empty_like(query)

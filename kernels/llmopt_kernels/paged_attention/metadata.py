@@ -1,14 +1,13 @@
 """What attention has to know about a batch, made once per step and passed as an argument.
 
 Tokens of a batch are flattened: request r's new tokens follow those of request r - 1. A request
-with `seq_len` tokens in all and `query_len` new ones attends, with its new token i, to the cached
-positions 0 .. seq_len - query_len + i. Without a cache (`slot_mapping` is None) every sequence is
-new.
+with `seq_len` tokens in all and `query_len` new ones attends, with its new token i at position
+p = seq_len - query_len + i, to the cached positions 0 .. p or, in a layer with a window, to
+p - window + 1 .. p. Without a cache (`slot_mapping` is None) every sequence is new.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 
@@ -18,8 +17,10 @@ class QueryGroup:
     """Requests of one query length, which are computed in one padded call.
 
     rows:  the flattened tokens of the group, as a slice or int64 [b * n]
-    slots: int64 [b * L] cache slots of each request's first L positions, or None without a cache
-    bias:  [b, 1, n, L] 0 where visible and -inf elsewhere, or None if everything is visible
+    slots: int64 [b * L] cache slots of the L positions that each request's new tokens can need, or
+           None without a cache
+    bias:  [b, 1, n, L] 0 where visible and -inf elsewhere; None where all L positions are visible
+           or, without a cache and a window, where only the future is hidden
     """
 
     num_requests: int
@@ -44,6 +45,9 @@ class AttentionMetadata:
     slot_mapping: torch.Tensor | None
     block_tables: torch.Tensor | None
     block_size: int
+    _groups: dict[int | None, tuple[QueryGroup, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def dense(cls, query_lens: Sequence[int]) -> "AttentionMetadata":
@@ -56,51 +60,75 @@ class AttentionMetadata:
         """T: new tokens in the batch."""
         return sum(self.query_lens)
 
-    @cached_property
-    def groups(self) -> tuple[QueryGroup, ...]:
-        """The batch by query length; made at the first layer, used by all."""
-        members: dict[int, list[int]] = {}
-        for request, query_len in enumerate(self.query_lens):
-            members.setdefault(query_len, []).append(request)
-        return tuple(self._group(n, requests) for n, requests in members.items())
+    def groups(self, window: int | None, device: torch.device) -> tuple[QueryGroup, ...]:
+        """The batch by query length, for layers with this window (None: they see everything).
 
-    def _group(self, query_len: int, requests: list[int]) -> QueryGroup:
-        slots = bias = None
-        if self.block_tables is not None:
-            slots = self._slots(requests)
-            bias = self._bias(query_len, requests)
-        return QueryGroup(len(requests), query_len, self._rows(query_len, requests), slots, bias)
+        Made at the first such layer and used by all; `device` is the model's.
+        """
+        if window is not None and window >= max(self.seq_lens):
+            window = None
+        if window not in self._groups:
+            members: dict[int, list[int]] = {}
+            for request, query_len in enumerate(self.query_lens):
+                members.setdefault(query_len, []).append(request)
+            self._groups[window] = tuple(
+                self._group(n, requests, window, device) for n, requests in members.items()
+            )
+        return self._groups[window]
 
-    def _rows(self, query_len: int, requests: list[int]) -> slice | torch.Tensor:
+    def _group(
+        self, query_len: int, requests: list[int], window: int | None, device: torch.device
+    ) -> QueryGroup:
+        rows = self._rows(query_len, requests, device)
+        if self.block_tables is None:
+            bias = None
+            if window is not None and window < query_len:
+                positions = torch.arange(query_len, device=device)[None]
+                bias = _bias(positions, positions, window)
+            return QueryGroup(len(requests), query_len, rows, None, bias)
+        lens = [self.seq_lens[r] for r in requests]
+        length = max(lens)
+        if window is not None:
+            length = min(length, window + query_len - 1)
+        ends = torch.tensor(lens, device=device)[:, None]
+        positions = (ends - length).clamp(min=0) + torch.arange(length, device=device)  # [b, L]
+        bias = None
+        if query_len > 1 or min(lens) < length:
+            queries = ends - query_len + torch.arange(query_len, device=device)  # [b, n]
+            bias = _bias(queries, positions, window)
+        return QueryGroup(
+            len(requests), query_len, rows, self._slots(requests, positions).flatten(), bias
+        )
+
+    def _rows(
+        self, query_len: int, requests: list[int], device: torch.device
+    ) -> slice | torch.Tensor:
         starts = [0]
         for n in self.query_lens:
             starts.append(starts[-1] + n)
         first, last = requests[0], requests[-1]
         if last - first + 1 == len(requests):
             return slice(starts[first], starts[last + 1])
-        device = None if self.block_tables is None else self.block_tables.device
         begins = torch.tensor([starts[r] for r in requests], device=device)
         return (begins[:, None] + torch.arange(query_len, device=device)).flatten()
 
-    def _slots(self, requests: list[int]) -> torch.Tensor:
+    def _slots(self, requests: list[int], positions: torch.Tensor) -> torch.Tensor:
+        """The cache slots of positions [b, L] of these requests."""
         assert self.block_tables is not None, "slots exist only with a cache"
-        length = max(self.seq_lens[r] for r in requests)
         tables = self.block_tables
         if len(requests) < len(self.query_lens):
             tables = tables[requests]
-        num_blocks = -(-length // self.block_size)
-        offsets = torch.arange(self.block_size, device=tables.device)
-        slots = tables[:, :num_blocks, None].long() * self.block_size + offsets
-        return slots.flatten(1)[:, :length].flatten()
+        blocks = tables.long().gather(1, positions // self.block_size)
+        return blocks * self.block_size + positions % self.block_size
 
-    def _bias(self, query_len: int, requests: list[int]) -> torch.Tensor | None:
-        lens = [self.seq_lens[r] for r in requests]
-        longest = max(lens)
-        if query_len == 1 and min(lens) == longest:
-            return None
-        assert self.block_tables is not None, "a bias is needed only with a cache"
-        device = self.block_tables.device
-        last_visible = torch.tensor(lens, device=device)[:, None, None, None] - query_len
-        last_visible = last_visible + torch.arange(query_len, device=device)[:, None]
-        hidden = torch.arange(longest, device=device) > last_visible  # [b, 1, n, L]
-        return torch.zeros(hidden.shape, device=device).masked_fill_(hidden, float("-inf"))
+
+def _bias(queries: torch.Tensor, keys: torch.Tensor, window: int | None) -> torch.Tensor:
+    """[b, 1, n, L] of what the positions `queries` [b, n] may see of the positions `keys` [b, L]:
+    0 where visible, -inf elsewhere.
+    """
+    distance = queries[:, :, None] - keys[:, None, :]
+    hidden = distance < 0
+    if window is not None:
+        hidden |= distance >= window
+    bias = torch.zeros(hidden.shape, device=hidden.device)
+    return bias.masked_fill_(hidden, float("-inf")).unsqueeze(1)

@@ -15,11 +15,13 @@ def paged_attention_reference(
     value: torch.Tensor,
     metadata: AttentionMetadata,
     scale: float,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Attention in float64.
 
     query: [T, H, D]. With a cache, key and value are the caches [N, S, KH, D], which hold the new
-    tokens already; without one they are the new keys and values [T, KH, D]. Returns [T, H, D].
+    tokens already; without one they are the new keys and values [T, KH, D]. With a window, a token
+    sees itself and the window - 1 positions before it. Returns [T, H, D].
     """
     out = torch.empty_like(query)
     start = 0
@@ -34,18 +36,24 @@ def paged_attention_reference(
             blocks = metadata.block_tables[request, :num_blocks].long()
             keys = key[blocks].flatten(0, 1)[:seq_len]
             values = value[blocks].flatten(0, 1)[:seq_len]
-        out[rows] = _causal_attention(query[rows], keys, values, scale)
+        out[rows] = _causal_attention(query[rows], keys, values, scale, window)
         start += query_len
     return out
 
 
 def _causal_attention(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scale: float,
+    window: int | None,
 ) -> torch.Tensor:
     num_queries, num_heads, _ = query.shape
     num_keys, num_kv_heads, _ = keys.shape
     visible = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
     visible = visible.tril(num_keys - num_queries)
+    if window is not None:
+        visible = visible.triu(num_keys - num_queries - window + 1)
     out = torch.empty_like(query)
     for head in range(num_heads):
         kv_head = head // (num_heads // num_kv_heads)

@@ -9,7 +9,7 @@ import torch
 
 from llmopt.engine.engine import Engine, EngineConfig
 from llmopt.engine.request import SamplingParams, StepOutput
-from llmopt.models.llama import LlamaModel
+from llmopt.models.decoder import Decoder
 from llmopt.models.loader import load_model
 
 VOCAB_SIZE = 128
@@ -41,12 +41,12 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_checkpoint: Path) -> LlamaModel:
+def tiny_model(tiny_checkpoint: Path) -> Decoder:
     return load_model(tiny_checkpoint, dtype="float32")
 
 
 @pytest.fixture
-def make_engine(tiny_model: LlamaModel) -> Callable[..., Engine]:
+def make_engine(tiny_model: Decoder) -> Callable[..., Engine]:
     def make(**config: Any) -> Engine:
         return Engine(tiny_model, EngineConfig(**{"block_size": 4, "num_blocks": 256, **config}))
 

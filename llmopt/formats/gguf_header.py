@@ -1,19 +1,29 @@
-"""The header of a GGUF file: its metadata and its table of tensors, from bytes.
+"""The header of a GGUF file: its metadata and its table of tensors, from bytes and to bytes.
 
-Knows nothing about models. The law: a header is untrusted, so every length is checked against the
-bytes that are there before it is used; whatever does not fit raises `GgufError`, which says where.
+Knows nothing about models. The laws: a header is untrusted, so every length is checked against the
+bytes that are there before it is used, and whatever does not fit raises `GgufError`, which says
+where; what `encode_header` writes, `parse_header` reads back.
 
-Format: the GGUF specification of ggml, versions 2 and 3, little-endian.
+Format: the GGUF specification of ggml, versions 2 and 3, little-endian; version 3 is written.
 """
 
 import math
+import mmap
+import os
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 
+from llmopt.formats.gguf_blocks import GgmlType
+
 MAGIC = b"GGUF"
+VERSION = 3
 SUPPORTED_VERSIONS = (2, 3)
+ALIGNMENT_KEY = "general.alignment"
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
 MAX_ARRAY_DEPTH = 4
@@ -58,6 +68,20 @@ class GgufHeader:
     tensors: dict[str, TensorInfo]
 
 
+def map_header(path: Path) -> tuple[GgufHeader, mmap.mmap]:
+    """The header of a file and its bytes, mapped. Raises GgufError, OSError."""
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise GgufError("it is empty")
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        with memoryview(data) as view:
+            return parse_header(view), data
+    except GgufError:
+        data.close()
+        raise
+
+
 def parse_header(data: memoryview) -> GgufHeader:
     """Read the header of a whole file (`data`, usually a memory map).
 
@@ -76,11 +100,112 @@ def parse_header(data: memoryview) -> GgufHeader:
         key = cursor.string()
         metadata[key] = cursor.value(cursor.value_type())
     rows = [_tensor_row(cursor) for _ in range(num_tensors)]
-    start = _round_up(cursor.position, _alignment(metadata))
+    start = round_up(cursor.position, alignment_of(metadata))
     tensors = {row.name: _place(row, start, len(data)) for row in rows}
     if len(tensors) != num_tensors:
         raise GgufError("two tensors have the same name")
     return GgufHeader(metadata, tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class GgufField:
+    """A value to write and the type to write it as; a list becomes an array of that type."""
+
+    type: GGUFValueType
+    value: GgufValue
+
+    @classmethod
+    def uint32(cls, value: int) -> "GgufField":
+        """A count, a size or a token id."""
+        return cls(GGUFValueType.UINT32, value)
+
+    @classmethod
+    def float32(cls, value: float) -> "GgufField":
+        """A real number."""
+        return cls(GGUFValueType.FLOAT32, value)
+
+    @classmethod
+    def boolean(cls, value: bool) -> "GgufField":
+        """A flag."""
+        return cls(GGUFValueType.BOOL, value)
+
+    @classmethod
+    def string(cls, value: str) -> "GgufField":
+        """A text."""
+        return cls(GGUFValueType.STRING, value)
+
+    @classmethod
+    def strings(cls, values: Sequence[str]) -> "GgufField":
+        """An array of texts."""
+        return cls(GGUFValueType.STRING, list(values))
+
+    @classmethod
+    def int32s(cls, values: Sequence[int]) -> "GgufField":
+        """An array of integers."""
+        return cls(GGUFValueType.INT32, list(values))
+
+    @classmethod
+    def float32s(cls, values: Sequence[float]) -> "GgufField":
+        """An array of real numbers."""
+        return cls(GGUFValueType.FLOAT32, list(values))
+
+    @classmethod
+    def booleans(cls, values: Sequence[bool]) -> "GgufField":
+        """An array of flags."""
+        return cls(GGUFValueType.BOOL, list(values))
+
+    def encode(self) -> bytes:
+        """Type and value, as they follow the key."""
+        if not isinstance(self.value, list):
+            return struct.pack("<I", self.type) + _encode_items(self.type, [self.value])
+        head = struct.pack("<IIQ", GGUFValueType.ARRAY, self.type, len(self.value))
+        return head + _encode_items(self.type, self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlan:
+    """A tensor that is going to be written: a vector, or a matrix [O, K] of whole blocks."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: GgmlType
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its data, without padding. Raises QuantizationError: rows of broken blocks."""
+        return math.prod(self.shape[:-1]) * self.type.row_bytes(self.shape[-1])
+
+
+def encode_header(metadata: Mapping[str, GgufField], tensors: Sequence[TensorPlan]) -> bytes:
+    """Everything in front of the tensor data, padded to where they begin.
+
+    The data of the tensors follow in this order, each padded to the alignment, which is the
+    metadata's `general.alignment` or 32.
+    """
+    alignment = alignment_of({key: field.value for key, field in metadata.items()})
+    parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
+    for key, field in metadata.items():
+        parts += [_encode_string(key), field.encode()]
+    offset = 0
+    for plan in tensors:
+        dimensions = tuple(reversed(plan.shape))
+        layout = f"<I{len(dimensions)}QIQ"
+        row = struct.pack(layout, len(dimensions), *dimensions, plan.type.id, offset)
+        parts += [_encode_string(plan.name), row]
+        offset += round_up(plan.num_bytes, alignment)
+    header = b"".join(parts)
+    return header.ljust(round_up(len(header), alignment), b"\0")
+
+
+def _encode_items(kind: GGUFValueType, values: list[GgufValue]) -> bytes:
+    if kind == GGUFValueType.STRING:
+        return b"".join(_encode_string(cast(str, value)) for value in values)
+    return struct.pack(f"<{len(values)}{_SCALARS[kind]}", *values)
+
+
+def _encode_string(text: str) -> bytes:
+    content = text.encode("utf-8")
+    return struct.pack("<Q", len(content)) + content
 
 
 def byte_shape(info: TensorInfo) -> tuple[int, ...]:
@@ -147,13 +272,15 @@ def _tensor_row(cursor: _Cursor) -> TensorInfo:
             f"tensor {name} has {num_dimensions} dimensions, more than {MAX_DIMENSIONS}"
         )
     shape = tuple(reversed([cursor.number("Q") for _ in range(num_dimensions)]))
+    if 0 in shape or not shape:
+        raise GgufError(f"tensor {name} is empty")
     code, offset = cursor.number("I"), cursor.number("Q")
     try:
         quantization = GGMLQuantizationType(code)
     except ValueError as error:
         raise GgufError(f"tensor {name} has the unknown type {code}") from error
     block, block_bytes = GGML_QUANT_SIZES[quantization]
-    if (shape[-1] if shape else 1) % block:
+    if shape[-1] % block:
         raise GgufError(f"tensor {name} has rows of {shape[-1]}, not whole blocks of {block}")
     num_bytes = math.prod(shape) // block * block_bytes
     return TensorInfo(name, shape, quantization, offset, num_bytes)
@@ -169,12 +296,14 @@ def _place(row: TensorInfo, start: int, file_bytes: int) -> TensorInfo:
     return TensorInfo(row.name, row.shape, row.quantization, offset, row.num_bytes)
 
 
-def _alignment(metadata: dict[str, GgufValue]) -> int:
-    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+def alignment_of(metadata: Mapping[str, GgufValue]) -> int:
+    """To what the tensors' places in a file are rounded. Raises GgufError: not a power of two."""
+    alignment = metadata.get(ALIGNMENT_KEY, DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
         raise GgufError(f"general.alignment is {alignment!r}, not a power of two")
     return alignment
 
 
-def _round_up(position: int, multiple: int) -> int:
+def round_up(position: int, multiple: int) -> int:
+    """The next multiple, or the position itself if it is one."""
     return -(-position // multiple) * multiple

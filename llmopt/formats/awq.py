@@ -8,7 +8,8 @@ Per linear layer with K inputs, O outputs and G groups, 4 bits only:
 
 Word c holds the outputs 8c .. 8c + 7, its nibble i (lowest first) output 8c + ORDER[i]. There is no
 g_idx: input k is in group k // group_size. Symmetric weights are stored with the zero point 8,
-because readers differ in what they make of a file without zero points.
+because readers differ in what they make of a file without zero points. All quantized layers have
+one setting; those that are left alone are named in the config's `modules_to_not_convert`.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +19,10 @@ from typing import Any, ClassVar
 import torch
 
 from llmopt.errors import CheckpointError
+from llmopt.formats.dynamic import WeightSpec
 from llmopt.formats.gptq import spec_of_config
 from llmopt.formats.groups import check_groups
+from llmopt.formats.overrides import ALL_ALIKE, LM_HEAD, Layers, unquantized
 from llmopt.formats.packing import pack_words, unpack_words
 from llmopt.formats.quantized import QuantizedWeight, QuantSpec, StoredWeight
 
@@ -30,19 +33,30 @@ _WORD = len(ORDER)  # outputs in a word
 
 @dataclass(frozen=True, slots=True)
 class AwqFormat:
-    """How an AWQ checkpoint stores its quantized layers (`WeightFormat`)."""
+    """How an AWQ checkpoint stores its quantized layers (`WeightFormat`).
+
+    skipped: the modules that are left alone, for the config; which ones really are is read from
+        the tensors
+    """
 
     spec: QuantSpec
+    skipped: tuple[str, ...] = (LM_HEAD,)
 
-    limits: ClassVar[str] = "4-bit weights in groups"
+    limits: ClassVar[str] = "4-bit weights in groups of one size, and no output head"
     suffixes: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales")
     marker: ClassVar[str] = "qweight"
     config_file: ClassVar[str | None] = None
 
     @classmethod
-    def for_spec(cls, spec: QuantSpec) -> "AwqFormat | None":
-        """The format that writes this spec; None if AWQ cannot."""
-        return cls(spec) if spec.bits == BITS and spec.group_size is not None else None
+    def for_spec(cls, spec: WeightSpec, layers: Layers = ALL_ALIKE) -> "AwqFormat | None":
+        """The format that writes this spec for all of `layers` but skipped ones; None if AWQ
+        cannot.
+        """
+        if not isinstance(spec, QuantSpec) or spec.bits != BITS or spec.group_size is None:
+            return None
+        if any(setting not in (None, spec) for setting in layers.values()):
+            return None
+        return None if layers.get(LM_HEAD) is not None else cls(spec, tuple(unquantized(layers)))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "AwqFormat":
@@ -61,7 +75,7 @@ class AwqFormat:
                 f"{config.get('zero_point', True)} are not supported",
                 "Use one of version gemm with 4 bits and zero points.",
             )
-        return cls(spec)
+        return cls(spec, tuple(map(str, config.get("modules_to_not_convert") or ())))
 
     def label(self, method: str) -> str:
         """The scheme's name, such as "gptq-w4g64"; `method` chose the codes."""
@@ -76,7 +90,7 @@ class AwqFormat:
             "group_size": self.spec.group_size if self.spec.group_size is not None else -1,
             "zero_point": True,
             "sym": self.spec.symmetric,
-            "modules_to_not_convert": ["lm_head"],
+            "modules_to_not_convert": list(self.skipped),
             "meta": {"quantizer": ["llmopt"], "method": method},
         }
 

@@ -5,13 +5,11 @@ header that does not match its file is refused before any tensor is used. The la
 directory appears under its final name only when it is complete.
 """
 
-import errno
 import json
-import os
+import math
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +19,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from llmopt.errors import CheckpointError, OutputError
+from llmopt.errors import CheckpointError
+from llmopt.formats.staging import check_writable as check_writable
+from llmopt.formats.staging import output_errors as output_errors
+from llmopt.formats.staging import staged_directory, sync
 
 INDEX_NAME = "model.safetensors.index.json"
 TOKENIZER_FILES = (
@@ -91,6 +92,10 @@ class CheckpointReader:
             raise _damaged(shard, str(error)) from error
         return tensor
 
+    def tensor_bytes(self, name: str) -> int:
+        """Bytes of a tensor as it is stored."""
+        return math.prod(self.shape(name)) * self.dtype(name).itemsize
+
     @property
     def files(self) -> list[Path]:
         """The shards, in order."""
@@ -100,6 +105,11 @@ class CheckpointReader:
     def num_bytes(self) -> int:
         """Total size of the shards on disk."""
         return sum(file.stat().st_size for file in self.files)
+
+    def header_bytes(self, shard: Path) -> int:
+        """Bytes in front of the data of one of `files`."""
+        with shard.open("rb") as stream:
+            return 8 + int.from_bytes(stream.read(8), "little")
 
     def _shard(self, name: str) -> Path:
         if name not in self._shard_of:
@@ -214,18 +224,13 @@ class CheckpointWriter:
         self._pending_bytes = 0
         self._shards: list[tuple[str, list[str]]] = []
         self._total_bytes = 0
+        self._staged: AbstractContextManager[Path] | None = None
         self._staging: Path | None = None
         self._sealed = False
 
     def __enter__(self) -> Self:
-        check_writable(self.path, self._expected_bytes)
-        with output_errors(self.path):
-            self._staging = Path(
-                tempfile.mkdtemp(
-                    prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.parent
-                )
-            )
-            self._staging.chmod(0o755)
+        self._staged = staged_directory(self.path, self._expected_bytes)
+        self._staging = self._staged.__enter__()
         return self
 
     def __exit__(
@@ -234,15 +239,14 @@ class CheckpointWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        assert self._staged is not None, "the writer is a context manager"
         try:
             if kind is None:
                 self.seal()
-                with output_errors(self.path):
-                    self.staging.rename(self.path)
-                    _sync(self.path.parent)
-        finally:
-            if self.staging.exists():
-                shutil.rmtree(self.staging, ignore_errors=True)
+        except BaseException as failure:
+            self._staged.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._staged.__exit__(kind, error, trace)
 
     def seal(self) -> "CheckpointReader":
         """Write what is pending; returns a reader of the files while they are still unpublished.
@@ -254,7 +258,7 @@ class CheckpointWriter:
                 if self._pending:
                     self._flush()
                 self._name_shards()
-                _sync(self.staging)
+                sync(self.staging)
             self._sealed = True
         return CheckpointReader(self.staging)
 
@@ -298,7 +302,7 @@ class CheckpointWriter:
         with output_errors(self.path):
             save_file(self._pending, self.staging / name, metadata={"format": "pt"})
             (self.staging / name).chmod(0o644)  # the library makes files that only the owner reads
-            _sync(self.staging / name)
+            sync(self.staging / name)
         self._shards.append((name, list(self._pending)))
         self._total_bytes += self._pending_bytes
         self._pending, self._pending_bytes = {}, 0
@@ -314,50 +318,3 @@ class CheckpointWriter:
             weight_map.update(dict.fromkeys(names, final))
         index = {"metadata": {"total_size": self._total_bytes}, "weight_map": weight_map}
         self.add_json(INDEX_NAME, index)
-
-
-def check_writable(path: Path, expected_bytes: int) -> None:
-    """Refuse early: an existing target, a parent that cannot be written, or too little free disk
-    space (OutputError).
-    """
-    if path.exists():
-        raise OutputError(f"{path} exists already", "Choose another directory, or remove it first.")
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(path.parent).free
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{path.parent} is not writable", "Choose another output directory.")
-    if free < expected_bytes:
-        raise OutputError(
-            f"{path} needs {expected_bytes / 1e9:.2f} GB and {free / 1e9:.2f} GB are free",
-            "Free some space, or choose a directory on another disk.",
-        )
-
-
-@contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write `path` into one clear OutputError."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise _output_error(path, error) from error
-
-
-def _output_error(path: Path, error: Exception) -> OutputError:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or "No space left" in str(error):
-        return OutputError(
-            f"the disk filled up while {path} was written",
-            "Free some space, or choose a directory on another disk.",
-        )
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return OutputError(f"{path} cannot be written ({reason})", "Choose another output path.")
-
-
-def _sync(path: Path) -> None:
-    """Force a file's or directory's contents to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,11 +11,16 @@ import torch
 
 from llmopt.errors import CheckpointError, QuantizationError
 from llmopt.formats.awq import AwqFormat
+from llmopt.formats.bitsandbytes import bitsandbytes_format
 from llmopt.formats.checkpoint import CheckpointReader
 from llmopt.formats.compressed_tensors import CompressedTensorsFormat
+from llmopt.formats.dynamic import WeightSpec
+from llmopt.formats.gguf import GgufCheckpoint, GgufWeights
 from llmopt.formats.gptq import GptqFormat
-from llmopt.formats.quantized import QuantSpec, StoredWeight
+from llmopt.formats.overrides import ALL_ALIKE, Layers, check_fused
+from llmopt.formats.quantized import StoredWeight
 
+Checkpoint = CheckpointReader | GgufCheckpoint
 FormatName = Literal["gptq", "awq", "compressed-tensors"]
 _DTYPE_SCHEMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -49,6 +54,10 @@ _FORMATS: Mapping[str, type[GptqFormat] | type[AwqFormat] | type[CompressedTenso
     "awq": AwqFormat,
     "compressed-tensors": CompressedTensorsFormat,
 }
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], WeightFormat]] = {
+    **{name: weight_format.from_config for name, weight_format in _FORMATS.items()},
+    "bitsandbytes": bitsandbytes_format,
+}
 
 
 class QuantizedWeights:
@@ -73,32 +82,38 @@ class QuantizedWeights:
 
     def module_of(self, tensor_name: str) -> str | None:
         """The quantized layer that a tensor is a part of, or None."""
-        module, _, suffix = tensor_name.rpartition(".")
-        return module if suffix in self._format.suffixes and module in self else None
+        modules = (
+            tensor_name.removesuffix(f".{suffix}")
+            for suffix in self._format.suffixes
+            if tensor_name.endswith(f".{suffix}")
+        )
+        return next((module for module in modules if module in self), None)
 
     def num_weights(self, module: str) -> int:
         """Weights of one layer, from the header."""
         return self._format.num_weights(module, self._reader.shape)
 
 
-def quantized_weights(reader: CheckpointReader) -> QuantizedWeights | None:
+def quantized_weights(reader: Checkpoint) -> QuantizedWeights | GgufWeights | None:
     """The quantized layers of a checkpoint, or None for a full-precision one. Raises
     CheckpointError for a format, or a setting of one, that is not supported.
     """
+    if isinstance(reader, GgufCheckpoint):
+        return reader.quantized()
     config = reader.config.get("quantization_config")
     if config is None:
         return None
     name = str(config.get("quant_method"))
-    if name not in _FORMATS:
+    if name not in _READERS:
         raise CheckpointError(
             f"checkpoints quantized with {name} are not read yet",
-            f"Use one in the format {', '.join(_FORMATS)}, or a full-precision one.",
+            f"Use one in the format {', '.join(_READERS)}, or a full-precision one.",
         )
     method = (config.get("meta") or {}).get("method") or name
-    return QuantizedWeights(reader, _FORMATS[name].from_config(config), str(method))
+    return QuantizedWeights(reader, _READERS[name](config), str(method))
 
 
-def scheme(reader: CheckpointReader, dtype: torch.dtype) -> str:
+def scheme(reader: Checkpoint, dtype: torch.dtype) -> str:
     """The scheme's name: "gptq-w4g64" for a quantized checkpoint, else after the dtype: "bf16".
 
     The method is the one that made the codes: a GPTQ file may hold round-to-nearest weights.
@@ -107,13 +122,21 @@ def scheme(reader: CheckpointReader, dtype: torch.dtype) -> str:
     return _DTYPE_SCHEMES[dtype] if quantized is None else quantized.scheme
 
 
-def choose_format(name: FormatName, spec: QuantSpec) -> WeightFormat:
-    """The format that writes `spec`; QuantizationError, with those that can, if it cannot."""
-    weight_format = _FORMATS[name].for_spec(spec)
+def choose_format(name: FormatName, spec: WeightSpec, layers: Layers = ALL_ALIKE) -> WeightFormat:
+    """The format that writes `spec`, and the specs of single `layers` (by the module's name; None:
+    left alone). QuantizationError, with those formats that can, if it cannot, or if layers differ
+    that engines compute as one.
+    """
+    check_fused(layers)
+    weight_format = _FORMATS[name].for_spec(spec, layers)
     if weight_format is None:
-        fitting = [other for other in get_args(FormatName) if _FORMATS[other].for_spec(spec)]
+        fitting = [
+            other for other in get_args(FormatName) if _FORMATS[other].for_spec(spec, layers)
+        ]
+        specs = [spec, *(setting for setting in layers.values() if setting is not None)]
+        wanted = " and ".join(dict.fromkeys(each.label("weights") for each in specs))
         raise QuantizationError(
-            f"{name} checkpoints hold {_FORMATS[name].limits} only, not {spec.label('weights')}",
-            f"Formats that hold it: {', '.join(fitting)}.",
+            f"{name} checkpoints hold {_FORMATS[name].limits}, not {wanted}",
+            f"Formats that hold it: {', '.join(fitting) or 'none of those written here'}.",
         )
     return weight_format

@@ -11,12 +11,14 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from llmopt.formats.dynamic import DynamicWeight, stack_dynamic
 from llmopt.formats.quantized import (
     QuantizedWeight,
     StoredWeight,
     can_concatenate,
     concatenate_rows,
 )
+from llmopt.layers.dynamic import make_dynamic_linear
 from llmopt_kernels.wna16.torch_cpu import (
     INT4_ROW_MULTIPLE,
     Int4Weight,
@@ -142,20 +144,26 @@ def make_linear(
 ) -> Linear:
     """One layer from matrices that share their input (q, k, v; gate, up), stacked along O.
 
-    dtype is that of the activations. Matrices that cannot be stacked (different specs or
-    groupings) are computed one after the other.
+    dtype is that of the activations. Weights without a kernel of their own are dequantized once.
+    Matrices that cannot be stacked (different specs or groupings) are computed one after the
+    other.
     """
     bias = _join_biases(weights, biases, dtype, device)
-    quantized = [w for w in weights if isinstance(w, QuantizedWeight)]
     dense = [w for w in weights if isinstance(w, torch.Tensor)]
-    if not quantized:
+    groups = [w for w in weights if isinstance(w, QuantizedWeight)]
+    dynamic = [w for w in weights if isinstance(w, DynamicWeight)]
+    if len(dense) == len(weights):
         weight = dense[0] if len(dense) == 1 else torch.cat(dense)
         return DenseLinear(weight.to(device, dtype), bias)
-    if not dense and can_concatenate(quantized):
-        return _quantized_linear(concatenate_rows(quantized), bias, dtype, device)
-    if len(weights) == 1:
-        assert not isinstance(weights[0], torch.Tensor), "dense weights were stacked above"
-        return _dequantized_linear(weights[0], bias, dtype, device)
+    if len(groups) == len(weights) and can_concatenate(groups):
+        return _quantized_linear(concatenate_rows(groups), bias, dtype, device)
+    stacked = stack_dynamic(dynamic) if len(dynamic) == len(weights) else None
+    if stacked is not None:
+        return make_dynamic_linear(stacked, bias, dtype, device)
+    if not (dense or groups or dynamic):
+        return _dequantized_linear(
+            [w for w in weights if not isinstance(w, torch.Tensor)], bias, dtype, device
+        )
     parts = zip(weights, biases, strict=True)
     return SplitLinear([make_linear([w], [b], dtype=dtype, device=device) for w, b in parts])
 
@@ -183,16 +191,21 @@ def _quantized_linear(
     if device.type == "cpu" and dtype == torch.bfloat16 and kernels_run():
         packed = _pack_for_cpu(weight)
     if packed is None:
-        return _dequantized_linear(weight, bias, dtype, device)
+        return _dequantized_linear([weight], bias, dtype, device)
     data, kernel = packed
     return PackedLinear(data, weight.shape, bias, weight.column_order(), kernel)
 
 
 def _dequantized_linear(
-    weight: StoredWeight, bias: torch.Tensor | None, dtype: torch.dtype, device: torch.device
+    weights: Sequence[StoredWeight],
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Linear:
-    dense = weight.to(device).dequantize(dtype)
-    return DenseLinear(dense, bias, kernel=f"dequantized {weight.label}")
+    dense = [weight.to(device).dequantize(dtype) for weight in weights]
+    labels = " + ".join(dict.fromkeys(weight.label for weight in weights))
+    matrix = dense[0] if len(dense) == 1 else torch.cat(dense)
+    return DenseLinear(matrix, bias, kernel=f"dequantized {labels}")
 
 
 def _pack_for_cpu(

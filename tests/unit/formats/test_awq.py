@@ -149,3 +149,11 @@ def test_weights_are_counted_from_the_header():
     original = random_weight(24, 64, 16, 0)
     tensors = AwqFormat(original.spec).pack("l", original)
     assert AwqFormat(original.spec).num_weights("l", lambda name: tensors[name].shape) == 24 * 64
+
+
+def test_layers_that_are_left_alone_are_named():
+    layers = {"a.q_proj": QuantSpec(4, 64), "a.o_proj": None}
+    written = AwqFormat.for_spec(QuantSpec(4, 64), layers)
+    assert written is not None
+    assert written.config("awq")["modules_to_not_convert"] == ["a.o_proj", "lm_head"]
+    assert AwqFormat.from_config(written.config("awq")) == written

@@ -4,9 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmopt.errors import CheckpointError
-from llmopt.formats.compressed_tensors import CompressedTensorsFormat, Layout
+from llmopt.formats.compressed_tensors import CompressedTensorsFormat
+from llmopt.formats.compressed_tensors_config import CompressedScheme, Layout
+from llmopt.formats.dynamic import Activations, DynamicSpec, DynamicWeight
+from llmopt.formats.fp8 import Fp8Spec
 from llmopt.formats.quantized import QuantizedWeight, QuantSpec
 from llmopt.formats.scales import round_scales
+from llmopt.quantize.fp8 import quantize_fp8
 
 
 def random_weight(spec: QuantSpec, rows: int, columns: int, seed: int = 0) -> QuantizedWeight:
@@ -22,10 +26,14 @@ def random_weight(spec: QuantSpec, rows: int, columns: int, seed: int = 0) -> Qu
     )
 
 
+def packed(spec: QuantSpec) -> CompressedTensorsFormat:
+    return CompressedTensorsFormat(CompressedScheme(spec, "pack-quantized"))
+
+
 def signed_field(words: list[int], index: int, bits: int) -> int:
-    """Element `index` of a packed run: an unsigned field, less half its range."""
-    word, shift = divmod(index * bits, 32)
-    return ((words[word] >> shift) & ((1 << bits) - 1)) - (1 << (bits - 1))
+    """Element `index` of a packed run without gaps: an unsigned field, less half its range."""
+    run = sum((word & 0xFFFFFFFF) << (32 * position) for position, word in enumerate(words))
+    return ((run >> (index * bits)) & ((1 << bits) - 1)) - (1 << (bits - 1))
 
 
 def dequantize_like_a_reader(
@@ -47,7 +55,7 @@ def dequantize_like_a_reader(
 
 
 @given(
-    bits=st.sampled_from([4, 8]),
+    bits=st.sampled_from([2, 3, 4, 8]),
     symmetric=st.booleans(),
     per_channel=st.booleans(),
     runs=st.integers(1, 2),
@@ -55,10 +63,10 @@ def dequantize_like_a_reader(
 )
 def test_a_reader_finds_the_weight_and_so_do_we(bits, symmetric, per_channel, runs, seed):
     spec = QuantSpec(bits, None if per_channel else 8, symmetric)
-    original = random_weight(spec, 8 * runs, 16, seed)
-    weight_format = CompressedTensorsFormat(spec, "pack-quantized")
+    original = random_weight(spec, 32, 32 * runs, seed)
+    weight_format = packed(spec)
     tensors = weight_format.pack("layer", original)
-    dense = dequantize_like_a_reader(tensors, spec, 8 * runs, 16)
+    dense = dequantize_like_a_reader(tensors, spec, 32, 32 * runs)
     assert torch.equal(dense, original.dequantize())
     read = CompressedTensorsFormat.from_config(weight_format.config("rtn"))
     assert read == weight_format
@@ -67,7 +75,7 @@ def test_a_reader_finds_the_weight_and_so_do_we(bits, symmetric, per_channel, ru
 
 def test_shapes_and_types_are_those_of_the_layout():
     spec = QuantSpec(4, 16, symmetric=False)
-    weight_format = CompressedTensorsFormat(spec, "pack-quantized")
+    weight_format = packed(spec)
     tensors = weight_format.pack("l", random_weight(spec, 24, 64))
     assert {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()} == {
         "l.weight_packed": (torch.int32, (24, 8)),
@@ -82,7 +90,7 @@ def test_shapes_and_types_are_those_of_the_layout():
 def test_bytes_are_signed_codes_with_one_scale_per_row(symmetric):
     spec = QuantSpec(8, None, symmetric)
     original = random_weight(spec, 16, 32)
-    weight_format = CompressedTensorsFormat(spec, "int-quantized")
+    weight_format = CompressedTensorsFormat(CompressedScheme(spec, "int-quantized"))
     tensors = weight_format.pack("l", original)
     assert tensors["l.weight"].dtype == torch.int8
     assert tensors["l.weight_scale"].shape == (16, 1)
@@ -97,7 +105,7 @@ def test_bytes_are_signed_codes_with_one_scale_per_row(symmetric):
 def test_a_g_idx_of_older_files_is_read():
     spec = QuantSpec(4, 16)
     original = random_weight(spec, 8, 64)
-    weight_format = CompressedTensorsFormat(spec, "pack-quantized")
+    weight_format = packed(spec)
     tensors = weight_format.pack("l", original)
     shuffled = (torch.randperm(64, generator=torch.Generator().manual_seed(1)) // 16).int()
     tensors["l.weight_g_idx"] = shuffled
@@ -110,31 +118,41 @@ def test_a_g_idx_of_older_files_is_read():
 
 def test_rows_that_end_within_a_word_are_cut_at_the_declared_shape():
     spec = QuantSpec(4, None)
-    tensors = CompressedTensorsFormat(spec, "pack-quantized").pack(
-        "l", random_weight(spec, 8, 64, 1)
-    )
+    tensors = packed(spec).pack("l", random_weight(spec, 8, 64, 1))
     tensors["l.weight_shape"] = torch.tensor([8, 60])  # the last 4 codes of the word are padding
-    read = CompressedTensorsFormat(spec, "pack-quantized").unpack("l", tensors.__getitem__)
+    read = packed(spec).unpack("l", tensors.__getitem__)
     assert torch.equal(read.codes, random_weight(spec, 8, 64, 1).codes[:, :60])
 
 
 def changed(layout: Layout = "pack-quantized", **weights: object) -> dict[str, object]:
-    config = CompressedTensorsFormat(QuantSpec(4, 64), layout).config("rtn")
+    config = CompressedTensorsFormat(CompressedScheme(QuantSpec(4, 64), layout)).config("rtn")
     config["config_groups"]["group_0"]["weights"].update(weights)
+    return config
+
+
+def group(**keys: object) -> dict[str, object]:
+    config = changed()
+    config["config_groups"]["group_0"].update(keys)
     return config
 
 
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (changed() | {"format": "float-quantized"}, "float-quantized"),
-        (changed() | {"config_groups": {}}, "other than one group"),
-        (changed() | {"config_groups": {"a": {}, "b": {}}}, "other than one group"),
+        (group(format="nvfp4-pack-quantized"), "the format nvfp4"),
+        (group(format="float-quantized"), "int weights as float-quantized"),
+        (group(targets="Linear"), "the targets Linear"),
+        (group(targets=["re:("]), "no regular expression"),
+        (group(output_activations={"num_bits": 8}), "quantized outputs"),
+        (changed() | {"ignore": [3]}, "no text"),
+        (changed() | {"config_groups": {}}, "no config_groups"),
+        (changed() | {"config_groups": {"a": {}, "b": {}}}, "preset"),
         (changed() | {"config_groups": {"W4A16": ["Linear"]}}, "preset"),
-        (changed(type="float"), "float weights"),
+        (changed(type="float"), "4-bit float weights"),
+        (changed(type="float", num_bits=8, strategy="channel"), "float weights as pack"),
+        (changed(type="float", num_bits=8, strategy="block"), "one scale per block"),
         (changed(strategy="tensor"), "one scale per tensor"),
-        (changed(num_bits=3), "3-bit"),
-        (changed("int-quantized"), "4-bit weights as int-quantized"),
+        (changed(num_bits=5), "5-bit"),
         (changed(num_bits=None), "num_bits"),
         (changed(group_size="many"), "group_size"),
     ],
@@ -144,32 +162,162 @@ def test_what_cannot_be_read_is_refused(config, words):
         CompressedTensorsFormat.from_config(config)
 
 
-def test_quantized_activations_are_refused():
-    config = CompressedTensorsFormat(QuantSpec(8, None), "int-quantized").config("rtn")
-    config["config_groups"]["group_0"]["input_activations"] = {"num_bits": 8, "dynamic": True}
-    with pytest.raises(CheckpointError, match="quantized activations"):
+PER_TOKEN = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dynamic": False, "strategy": "tensor"},
+        {"strategy": "tensor"},
+        {"strategy": "group"},
+        {"symmetric": False},
+        {"num_bits": 4},
+        {"dynamic": "local"},
+    ],
+)
+def test_inputs_that_are_quantized_otherwise_are_refused(change):
+    config = CompressedTensorsFormat(CompressedScheme(QuantSpec(8, None), "int-quantized"))
+    config = config.config("rtn")
+    config["config_groups"]["group_0"]["input_activations"] = PER_TOKEN | change
+    with pytest.raises(CheckpointError, match=r"inputs of .*per token at run time"):
         CompressedTensorsFormat.from_config(config)
+
+
+def dynamic(spec: QuantSpec | Fp8Spec, activations: Activations) -> DynamicWeight:
+    if isinstance(spec, QuantSpec):
+        return DynamicWeight(random_weight(spec, 32, 64), activations)
+    weight = torch.randn(32, 64, generator=torch.Generator().manual_seed(0))
+    return DynamicWeight(quantize_fp8(weight), activations)
+
+
+@pytest.mark.parametrize(
+    ("weight", "layout", "preset"),
+    [
+        (dynamic(QuantSpec(8, None), "int8"), "int-quantized", ("int", "int")),
+        (dynamic(Fp8Spec(), "fp8"), "float-quantized", ("float", "float")),
+    ],
+)
+def test_inputs_quantized_per_token_are_in_the_config_only(weight, layout, preset):
+    weight_format = CompressedTensorsFormat.for_spec(weight.spec)
+    assert weight_format is not None
+    config = weight_format.config("rtn")
+    (keys,) = config["config_groups"].values()
+    assert config["format"] == keys["format"] == layout
+    assert keys["targets"] == ["Linear"]
+    assert (keys["weights"]["type"], keys["input_activations"]["type"]) == preset
+    assert keys["weights"]["strategy"] == "channel"
+    assert (keys["weights"]["dynamic"], keys["input_activations"]["dynamic"]) == (False, True)
+    assert keys["input_activations"]["strategy"] == "token"
+    tensors = weight_format.pack("l", weight)
+    assert set(tensors) == {"l.weight", "l.weight_scale"}
+    assert tensors["l.weight"].dtype in (torch.int8, torch.float8_e4m3fn)
+    assert tensors["l.weight_scale"].dtype == torch.float32
+    assert tensors["l.weight_scale"].shape == (32, 1)
+    read = CompressedTensorsFormat.from_config(config)
+    assert read == weight_format
+    unpacked = read.unpack("l", tensors.__getitem__)
+    assert isinstance(unpacked, DynamicWeight)
+    assert unpacked.spec == weight.spec
+    assert torch.equal(unpacked.dequantize(), weight.dequantize())
+    assert read.num_weights("l", lambda name: tensors[name].shape) == 32 * 64
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_bytes_hold_codes_of_fewer_bits_in_groups(bits):
+    """What llm-compressor writes for W4A8: signed codes, one to a byte."""
+    spec = QuantSpec(bits, 16)
+    original = random_weight(spec, 8, 64)
+    scheme = CompressedScheme(DynamicSpec(spec, "int8"), "int-quantized")
+    weight_format = CompressedTensorsFormat(scheme)
+    tensors = weight_format.pack("l", DynamicWeight(original, "int8"))
+    signed = tensors["l.weight"].float()
+    assert signed.min() == -spec.midpoint
+    assert signed.max() == spec.midpoint - 1
+    scales = tensors["l.weight_scale"].repeat_interleave(16, dim=1)
+    assert torch.equal(signed * scales, original.dequantize())
+    read = CompressedTensorsFormat.from_config(weight_format.config("rtn"))
+    assert torch.equal(read.unpack("l", tensors.__getitem__).dequantize(), original.dequantize())
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_one_scale_of_a_whole_matrix_is_read_in_any_shape(shape):
+    values = torch.randn(8, 16).to(torch.float8_e4m3fn)
+    tensors = {"l.weight": values, "l.weight_scale": torch.tensor(0.5).reshape(shape)}
+    read = CompressedTensorsFormat(CompressedScheme(Fp8Spec(per_row=False), "float-quantized"))
+    assert torch.equal(read.unpack("l", tensors.__getitem__).dequantize(), values.float() * 0.5)
+    tensors["l.weight_scale"] = torch.ones(8, 1)
+    with pytest.raises(CheckpointError, match=r"scales \[\d, 1\] where .* 1 scales"):
+        read.unpack("l", tensors.__getitem__)
+    tensors["l.weight"] = torch.zeros(8, 16, dtype=torch.int8)
+    with pytest.raises(CheckpointError, match=r"torch\.int8 values"):
+        read.unpack("l", tensors.__getitem__)
+
+
+def scheme_names(config: dict[str, object], *modules: str) -> list[str]:
+    read = CompressedTensorsFormat.from_config(config)
+    return [read.scheme_of(module).spec.label("")[1:] for module in modules]
+
+
+def test_targets_are_tried_as_the_library_tries_them():
+    """Names before patterns before classes; patterns in alphabetical order; ignored ones first."""
+
+    def group_of(bits: int, *targets: str) -> dict[str, object]:
+        (keys,) = changed(num_bits=bits)["config_groups"].values()
+        return keys | {"targets": list(targets)}
+
+    config = changed() | {
+        "config_groups": {
+            "group_0": group_of(4, "Linear"),
+            "group_1": group_of(8, "re:b", "a.x"),
+            "group_2": group_of(2, "re:a", "re:bb"),
+        },
+        "ignore": ["a.skipped"],
+    }
+    assert scheme_names(config, "c", "a.x", "a.y", "bb") == ["w4g64", "w8g64", "w2g64", "w8g64"]
+    with pytest.raises(CheckpointError, match="says that it is not"):
+        scheme_names(config, "a.skipped")
+
+
+def test_without_a_class_only_what_is_named_is_quantized():
+    config = group(targets=["re:.*down_proj$"])
+    assert scheme_names(config, "model.layers.0.mlp.down_proj") == ["w4g64"]
+    with pytest.raises(CheckpointError, match="says that it is not"):
+        scheme_names(config, "model.layers.0.mlp.up_proj")
+
+
+def test_settings_of_single_layers_are_groups_that_match_fused_names():
+    attention = [f"model.layers.1.self_attn.{name}_proj" for name in "qkv"]
+    layers = {
+        "lm_head": QuantSpec(4, 64),
+        **dict.fromkeys(attention, DynamicSpec(QuantSpec(8, None), "int8")),
+        "model.layers.0.mlp.down_proj": None,
+    }
+    weight_format = CompressedTensorsFormat.for_spec(QuantSpec(4, 64), layers)
+    assert weight_format is not None
+    config = weight_format.config("rtn")
+    assert config["format"] == "mixed-precision"
+    assert config["ignore"] == ["model.layers.0.mlp.down_proj"]
+    targets = [keys["targets"] for keys in config["config_groups"].values()]
+    attention_pattern = r"re:model\.layers\.1\.self_attn\.(?:q_proj|k_proj|v_proj|qkv_proj)$"
+    assert targets == [["Linear", "re:lm_head$"], [attention_pattern]]
+    assert scheme_names(config, "lm_head", attention[0]) == ["w4g64", "w8a8"]
 
 
 def test_a_strategy_that_is_left_out_follows_from_the_group_size():
     channel = CompressedTensorsFormat.from_config(changed(strategy=None, group_size=-1))
-    assert channel.spec == QuantSpec(4, None)
-    assert CompressedTensorsFormat.from_config(changed(strategy=None)).spec == QuantSpec(4, 64)
+    assert channel.scheme.spec == QuantSpec(4, None)
+    assert CompressedTensorsFormat.from_config(changed(strategy=None)).scheme.spec == QuantSpec(
+        4, 64
+    )
 
 
 def test_tensors_that_contradict_the_config_are_refused():
     spec = QuantSpec(4, 16)
-    weight_format = CompressedTensorsFormat(spec, "pack-quantized")
+    weight_format = packed(spec)
     tensors = weight_format.pack("layer", random_weight(spec, 8, 64))
     with pytest.raises(CheckpointError, match=r"layer has scales .*contradict"):
-        CompressedTensorsFormat(QuantSpec(4, 32), "pack-quantized").unpack(
-            "layer", tensors.__getitem__
-        )
+        packed(QuantSpec(4, 32)).unpack("layer", tensors.__getitem__)
     tensors["layer.weight_shape"] = torch.tensor([8, 128])
     with pytest.raises(CheckpointError, match=r"weight_shape of \[8, 128\]"):
         weight_format.unpack("layer", tensors.__getitem__)
-
-
-def test_other_widths_are_not_written():
-    assert CompressedTensorsFormat.for_spec(QuantSpec(3, 64)) is None
-    assert CompressedTensorsFormat.for_spec(QuantSpec(8, None, symmetric=False)) is not None

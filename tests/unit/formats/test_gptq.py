@@ -123,6 +123,57 @@ def test_contradictions_are_refused():
         GptqFormat(original.spec, 1).unpack("layer", tensors.__getitem__)
     with pytest.raises(CheckpointError, match="bits"):
         GptqFormat.from_config({"quant_method": "gptq"})
-    config = GptqFormat(original.spec, 1).config("gptq")
-    with pytest.raises(CheckpointError, match="dynamic"):
-        GptqFormat.from_config({**config, "dynamic": {"+:.*": {"bits": 8}}})
+
+
+DYNAMIC = {
+    r"-:model\.layers\.0\.mlp.*": {},
+    r"+:.*down_proj": {"bits": 8, "group_size": -1, "desc_act": False},
+    r".*\.1\.mlp": {"bits": 2, "sym": False},
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "spec"),
+    [
+        ("model.layers.1.mlp.down_proj", QuantSpec(8, None)),  # the first that matches
+        ("model.layers.1.mlp.up_proj", QuantSpec(2, 32, symmetric=False)),
+        ("model.layers.1.self_attn.q_proj", QuantSpec(4, 32)),
+    ],
+)
+def test_dynamic_settings_of_other_tools_are_understood(module, spec):
+    config = GptqFormat(QuantSpec(4, 32), 1).config("gptq") | {"dynamic": DYNAMIC}
+    read = GptqFormat.from_config(config)
+    assert read.spec_of(module) == spec
+    with pytest.raises(CheckpointError, match="says that it is not"):
+        read.spec_of("model.layers.0.mlp.down_proj")
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "words"),
+    [
+        (["+:.*"], "unusable 'dynamic'"),
+        ({"+:.*": 8}, "unusable 'dynamic'"),
+        ({"+:(": {"bits": 8}}, "no regular expression"),
+        ({"-:(a*)*": {}}, "for ever"),
+        ({"+:.*": {"bits": "many"}}, "usable 'bits'"),
+    ],
+)
+def test_unusable_dynamic_settings_are_refused(dynamic, words):
+    config = GptqFormat(QuantSpec(4, 32), 1).config("gptq") | {"dynamic": dynamic}
+    with pytest.raises(CheckpointError, match=words):
+        GptqFormat.from_config(config)
+
+
+def test_dynamic_settings_are_written_for_fused_names_too():
+    attention = [f"model.layers.3.self_attn.{name}_proj" for name in "qkv"]
+    layers = dict.fromkeys(attention, QuantSpec(8, 64)) | {"model.layers.3.mlp.down_proj": None}
+    written = GptqFormat.for_spec(QuantSpec(4, 32), layers)
+    assert written is not None
+    assert written.config("gptq")["dynamic"] == {
+        r"+:model\.layers\.3\.self_attn\.(?:q_proj|k_proj|v_proj|qkv_proj)$": {
+            "bits": 8,
+            "group_size": 64,
+            "sym": True,
+        },
+        r"-:model\.layers\.3\.mlp\.down_proj$": {},
+    }

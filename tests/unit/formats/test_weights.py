@@ -6,6 +6,8 @@ import torch
 
 from llmopt.errors import CheckpointError, QuantizationError
 from llmopt.formats.checkpoint import CheckpointReader, CheckpointWriter
+from llmopt.formats.dynamic import DynamicSpec
+from llmopt.formats.fp8 import Fp8Spec
 from llmopt.formats.quantized import QuantizedWeight, QuantSpec
 from llmopt.formats.weights import FormatName, choose_format, quantized_weights, scheme
 
@@ -15,6 +17,8 @@ SPECS: list[tuple[FormatName, QuantSpec]] = [
     ("awq", QuantSpec(4, 32)),
     ("awq", QuantSpec(4, 32, symmetric=False)),
     ("compressed-tensors", QuantSpec(4, None)),
+    ("compressed-tensors", QuantSpec(2, 32)),
+    ("compressed-tensors", QuantSpec(3, 64, symmetric=False)),
     ("compressed-tensors", QuantSpec(8, 32, symmetric=False)),
 ]
 
@@ -84,9 +88,9 @@ def test_an_unknown_format_is_refused_with_those_that_are_known(tmp_path):
 @pytest.mark.parametrize(
     ("name", "spec", "words"),
     [
-        ("awq", QuantSpec(8, 64), "4-bit weights in groups only.*gptq, compressed-tensors"),
+        ("awq", QuantSpec(8, 64), "4-bit weights in groups of one.*gptq, compressed-tensors"),
         ("awq", QuantSpec(4, None), "not weights-w4. .*gptq, compressed-tensors"),
-        ("compressed-tensors", QuantSpec(3, 64), "4- and 8-bit weights only.*hold it: gptq."),
+        ("gptq", DynamicSpec(Fp8Spec(), "fp8"), "not weights-fp8. .*hold it: compressed-tensors."),
     ],
 )
 def test_a_format_that_cannot_hold_the_weights_is_refused_with_those_that_can(name, spec, words):

@@ -1,0 +1,1 @@
+"""Isolated environments of other people's software, which llmopt drives as processes."""

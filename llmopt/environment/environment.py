@@ -1,0 +1,57 @@
+"""What an isolated environment consists of, and what making it takes.
+
+Data only; knows nothing of where environments are kept or of the software in them. The law: every
+requirement is pinned, so the same name is the same software tomorrow.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """A pinned requirement set with a name.
+
+    package, module: the distribution that it is made for, and what is imported to prove it works
+    torch: the torch requirement, installed first and held by all later steps; None: not needed
+    requirements: installed with their dependencies
+    bare_requirements: installed without, because what they ask for contradicts the rest
+    variables: set whenever the environment's python runs
+    disk_gb, minutes: what making it took with a CPU build of torch on two cores, rounded up
+    newest_python: (major, minor) of the last Python that its packages install on
+    note: what a user should know before choosing it
+    """
+
+    name: str
+    purpose: str
+    package: str
+    module: str
+    requirements: tuple[str, ...]
+    disk_gb: float
+    minutes: int
+    torch: str | None = None
+    bare_requirements: tuple[str, ...] = ()
+    variables: tuple[tuple[str, str], ...] = ()
+    needs_compiler: bool = False
+    needs_cuda: bool = False
+    newest_python: tuple[int, int] | None = None
+    note: str = ""
+
+    @property
+    def pinned(self) -> tuple[str, ...]:
+        """All requirements, in the order in which they are installed."""
+        torch = () if self.torch is None else (self.torch,)
+        return (*torch, *self.requirements, *self.bare_requirements)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the pinned requirements."""
+        return hashlib.sha256(json.dumps(self.pinned).encode()).hexdigest()
+
+    @property
+    def override_variable(self) -> str:
+        """The environment variable that names a python to use in place of one made here."""
+        return "LLMOPT_ENVIRONMENT_" + "".join(
+            letter if letter.isalnum() else "_" for letter in self.name.upper()
+        )

@@ -1,0 +1,1 @@
+"""Quantizers of others, each run as a process in an environment of its own."""

@@ -18,7 +18,7 @@ LAYERS = [
     ["llmopt.quantize", "llmopt.engine"],
     ["llmopt.models"],
     ["llmopt.layers"],
-    ["llmopt.formats", "llmopt.recipe", "llmopt.results", "llmopt.data"],
+    ["llmopt.formats", "llmopt.recipe", "llmopt.results", "llmopt.data", "llmopt.environment"],
     ["llmopt.hardware"],
     ["llmopt_kernels", "llmopt.errors"],
 ]
@@ -102,6 +102,7 @@ def test_the_kernels_folder_does_not_shadow_a_package():
         "llmopt.recipe.load",
         "llmopt.bench.metrics",
         "llmopt.engine.scheduler",
+        "llmopt.environment.install",
     ],
 )
 def test_light_modules_do_not_import_torch(module):

@@ -23,6 +23,7 @@ from llmopt.results.schema import (
     ModelFacts,
     PartialCell,
     QualityRecord,
+    QuantizationRecord,
     RunRecord,
     Summary,
     ValidityCheck,
@@ -34,10 +35,11 @@ class OpenCell:
     """One cell of a sweep that is under way. `error` set: nothing more is measured on it."""
 
     cell: Cell
-    load: LoadSpec
+    load: LoadSpec | None  # None: only quality is measured
     fingerprint: str = ""
     runs: list[RunRecord] = field(default_factory=list)
     quality: QualityRecord | None = None
+    quantization: QuantizationRecord | None = None
     model: ModelFacts | None = None
     cost: CostModel | None = None
     error: str | None = None
@@ -65,17 +67,11 @@ def open_cell(
 
     `prepared` is the target's checkpoint, or why there is none.
     """
-    load = LoadSpec(
-        concurrency=cell.load.concurrency,
-        num_requests=cell.load.num_requests,
-        prompt_tokens=cell.load.prompt_tokens,
-        output_tokens=cell.load.output_tokens,
-        warmup_requests=recipe.warmup_requests,
-    )
-    opened = OpenCell(cell, load)
+    opened = OpenCell(cell, _load_spec(cell, recipe))
     if isinstance(prepared, str):
         opened.error = prepared
         return opened
+    opened.quantization = prepared.quantization
     document = cell_document(recipe, cell) | {"weights": prepared.content_hash}
     # A checkout is dirty as soon as results are written into it: that makes no journal stale.
     opened.fingerprint = fingerprint(document, replace(environment, git_dirty=None))
@@ -87,13 +83,13 @@ def open_cell(
 
 
 def close_cell(
-    opened: OpenCell, recipe: Recipe, environment: Environment, ceilings: Ceilings
+    opened: OpenCell, recipe: Recipe, environment: Environment, ceilings: Ceilings | None
 ) -> CellResult:
     """The result of a cell on which nothing more is measured."""
     runs = tuple(sorted(opened.runs, key=lambda run: run.repeat))
     summary: Summary | None = None
     validity: tuple[ValidityCheck, ...] = ()
-    if opened.error is None:
+    if opened.error is None and opened.load is not None:
         assert opened.model is not None, "a cell without an error has a model"
         summary = summarize(runs, opened.cost, ceilings, opened.model.compute_dtype)
         validity = check_cell(opened.load, runs)
@@ -115,4 +111,17 @@ def close_cell(
         summary=summary,
         error=opened.error,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        quantization=opened.quantization,
+    )
+
+
+def _load_spec(cell: Cell, recipe: Recipe) -> LoadSpec | None:
+    if cell.load is None:
+        return None
+    return LoadSpec(
+        concurrency=cell.load.concurrency,
+        num_requests=cell.load.num_requests,
+        prompt_tokens=cell.load.prompt_tokens,
+        output_tokens=cell.load.output_tokens,
+        warmup_requests=recipe.warmup_requests,
     )

@@ -5,8 +5,10 @@ element-wise operations are not counted, the lm_head is (tied or not), and no sp
 assumed.
 """
 
+from collections import Counter
+
 from llmopt.models.config import ModelConfig
-from llmopt.results.schema import CostModel
+from llmopt.results.schema import CostModel, WindowedLayers
 
 
 def cost_model(config: ModelConfig, *, weight_bytes: int, kv_element_bytes: int) -> CostModel:
@@ -14,8 +16,8 @@ def cost_model(config: ModelConfig, *, weight_bytes: int, kv_element_bytes: int)
 
     2 FLOPs per weight and token in the linear layers; 2*H*D for the scores and 2*H*D for the
     weighted sum of the values, per token, context token and layer; keys and values of KH*D elements
-    each, per token and layer. `weight_bytes`: what one decode step reads, as stored in memory
-    (`LlamaModel.weight_bytes`).
+    each, per token and layer; layers with a sliding window apart. `weight_bytes`: what one decode
+    step reads, as stored in memory (`Decoder.weight_bytes`).
     """
     query_width = config.num_heads * config.head_dim
     kv_width = config.num_kv_heads * config.head_dim
@@ -24,10 +26,17 @@ def cost_model(config: ModelConfig, *, weight_bytes: int, kv_element_bytes: int)
         + query_width * config.hidden_size  # output
         + 3 * config.hidden_size * config.intermediate_size  # gate, up, down
     )
+    flops, kv_bytes = 4 * query_width, 2 * kv_width * kv_element_bytes  # of a layer's attention
+    windows = Counter(layer.window for layer in config.layers if layer.window is not None)
+    num_full = config.num_layers - windows.total()
     return CostModel(
         flops_per_token_linear=2 * weights_per_layer * config.num_layers,
         flops_lm_head=2 * config.hidden_size * config.vocab_size,
-        flops_attention_per_token_per_context=4 * query_width * config.num_layers,
+        flops_attention_per_token_per_context=flops * num_full,
         weight_bytes=weight_bytes,
-        kv_bytes_per_token=2 * kv_width * config.num_layers * kv_element_bytes,
+        kv_bytes_per_token=kv_bytes * num_full,
+        windowed_layers=tuple(
+            WindowedLayers(window, flops * count, kv_bytes * count)
+            for window, count in sorted(windows.items())
+        ),
     )

@@ -12,8 +12,8 @@ from llmopt.bench.facts import model_facts
 from llmopt.bench.loaded import LoadedModels
 from llmopt.bench.prepare import PreparedTarget
 from llmopt.errors import UsageError
-from llmopt.formats.checkpoint import CheckpointReader
 from llmopt.formats.weights import scheme
+from llmopt.models.loader import open_checkpoint
 from llmopt.models.tokenizer import load_tokenizer
 from llmopt.quality.logits import BaseLogits
 from llmopt.quality.measure import measure_quality
@@ -46,7 +46,7 @@ class QualityComparison:
             model,
             self._windows,
             name=base.target.name,
-            scheme=scheme(CheckpointReader(base.path), model.dtype),
+            scheme=scheme(open_checkpoint(base.path), model.dtype),
         )
 
     def measure(

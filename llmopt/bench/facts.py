@@ -8,23 +8,26 @@ import hashlib
 import json
 import math
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llmopt.formats.checkpoint import CheckpointReader
-from llmopt.formats.weights import QuantizedWeights, quantized_weights, scheme
-from llmopt.models.llama import LlamaModel
+from llmopt.formats.gguf import GgufWeights
+from llmopt.formats.weights import Checkpoint, QuantizedWeights, quantized_weights, scheme
+from llmopt.models.decoder import Decoder
+from llmopt.models.loader import open_checkpoint
+from llmopt.quantize.layout import model_families
 from llmopt.results.schema import ModelFacts
 
 _NUM_SAMPLES = 256  # places of each shard that go into its hash
 _SAMPLE_BYTES = 4096
 
 
-def model_facts(name: str, path: Path, model: LlamaModel, *, note: str | None = None) -> ModelFacts:
-    """The facts of a loaded model and of its checkpoint directory. Raises CheckpointError."""
-    reader = CheckpointReader(path)
+def model_facts(name: str, path: Path, model: Decoder, *, note: str | None = None) -> ModelFacts:
+    """The facts of a loaded model and of its directory or GGUF file. Raises CheckpointError."""
+    reader = open_checkpoint(path)
     weights = quantized_weights(reader)
-    sizes = _tensor_sizes(reader, weights)
-    quantized = [size for key, size in sizes.items() if weights is not None and key in weights]
+    sizes = tensor_sizes(reader, weights)
+    linears = [name for family in model_families(model.config) for name in family]
     num_parameters = sum(parameters for parameters, _ in sizes.values())
     return ModelFacts(
         name=name,
@@ -36,7 +39,7 @@ def model_facts(name: str, path: Path, model: LlamaModel, *, note: str | None = 
         file_bytes=reader.num_bytes,
         weight_bytes=model.weight_bytes,
         bits_per_weight=8 * sum(num_bytes for _, num_bytes in sizes.values()) / num_parameters,
-        linear_bits_per_weight=_bits_per_weight(quantized) if quantized else None,
+        linear_bits_per_weight=None if weights is None else _bits_per_weight(linears, sizes),
         kernels=model.kernels,
         note=note,
     )
@@ -45,17 +48,16 @@ def model_facts(name: str, path: Path, model: LlamaModel, *, note: str | None = 
 def content_hash(path: Path) -> str:
     """A sha256 that tells checkpoints apart without reading them whole.
 
-    Of config.json, and of each shard its name, size, header and 256 evenly spaced samples of 4 KiB:
+    Of the config, and of each file its name, size, header and 256 evenly spaced samples of 4 KiB:
     two models of one architecture differ in the samples only. Raises CheckpointError.
     """
-    reader = CheckpointReader(path)
+    reader = open_checkpoint(path)
     digest = hashlib.sha256(json.dumps(reader.config, sort_keys=True).encode())
     for file in reader.files:
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\n".encode())
+        header_bytes = reader.header_bytes(file)
         with file.open("rb") as stream:
-            header_bytes = 8 + int.from_bytes(stream.read(8), "little")
-            stream.seek(0)
             digest.update(stream.read(header_bytes))
             data_bytes = size - header_bytes
             for index in range(_NUM_SAMPLES):
@@ -64,23 +66,24 @@ def content_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _tensor_sizes(
-    reader: CheckpointReader, weights: QuantizedWeights | None
+def tensor_sizes(
+    reader: Checkpoint, weights: QuantizedWeights | GgufWeights | None
 ) -> dict[str, tuple[int, int]]:
     """Logical parameters and stored bytes of each tensor, those of a quantized layer together."""
     parameters: dict[str, int] = {}
     num_bytes: dict[str, int] = defaultdict(int)
     for name in reader.names():
         module = None if weights is None else weights.module_of(name)
-        elements = math.prod(reader.shape(name))
-        num_bytes[module or name] += elements * reader.dtype(name).itemsize
+        num_bytes[module or name] += reader.tensor_bytes(name)
         if weights is None or module is None:
-            parameters[name] = elements
+            parameters[name] = math.prod(reader.shape(name))
         elif module not in parameters:
             parameters[module] = weights.num_weights(module)
     return {key: (parameters[key], num_bytes[key]) for key in num_bytes}
 
 
-def _bits_per_weight(sizes: list[tuple[int, int]]) -> float:
-    parameters = sum(count for count, _ in sizes)
-    return 8 * sum(num_bytes for _, num_bytes in sizes) / parameters
+def _bits_per_weight(modules: Sequence[str], sizes: Mapping[str, tuple[int, int]]) -> float:
+    """Of some layers, whether they are quantized or left in full precision."""
+    found = [sizes.get(name) or sizes[f"{name}.weight"] for name in modules]
+    parameters = sum(count for count, _ in found)
+    return 8 * sum(num_bytes for _, num_bytes in found) / parameters

@@ -4,7 +4,6 @@ Knows nothing about what is done with them. The law: the models kept here never 
 budget, except that one alone may; the one used longest ago goes first.
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +11,12 @@ from pathlib import Path
 import psutil
 import torch
 
-from llmopt.formats.checkpoint import CheckpointReader
-from llmopt.models.llama import LlamaModel
-from llmopt.models.loader import DTYPES, load_model
+from llmopt.bench.facts import tensor_sizes
+from llmopt.formats.weights import quantized_weights
+from llmopt.models.decoder import Decoder
+from llmopt.models.loader import DTYPES, load_model, open_checkpoint
 
-Loader = Callable[[Path, str], LlamaModel]
+Loader = Callable[[Path, str], Decoder]
 
 
 class LoadedModels:
@@ -25,7 +25,7 @@ class LoadedModels:
     def __init__(self, budget_bytes: int, load: Loader) -> None:
         self._budget_bytes = budget_bytes
         self._load = load
-        self._models: OrderedDict[tuple[Path, str], tuple[LlamaModel, int]] = OrderedDict()
+        self._models: OrderedDict[tuple[Path, str], tuple[Decoder, int]] = OrderedDict()
 
     @classmethod
     def on(cls, device: str) -> "LoadedModels":
@@ -38,7 +38,7 @@ class LoadedModels:
             free_bytes // 2, lambda path, dtype: load_model(path, dtype=dtype, device=device)
         )
 
-    def get(self, path: Path, dtype: str) -> LlamaModel:
+    def get(self, path: Path, dtype: str) -> Decoder:
         """The model, from memory or from disk. Raises what `load_model` raises."""
         key = (path, dtype)
         if key not in self._models:
@@ -57,11 +57,9 @@ class LoadedModels:
 
 
 def _estimated_bytes(path: Path, dtype: str) -> int:
-    """Memory of a checkpoint once loaded: stored integers as they are, floats in `dtype`."""
-    reader = CheckpointReader(path)
-    total = 0
-    for name in reader.names():
-        stored = reader.dtype(name)
-        loaded = DTYPES.get(dtype, stored) if stored.is_floating_point else stored
-        total += math.prod(reader.shape(name)) * loaded.itemsize
-    return total
+    """Memory of a checkpoint once loaded, at most: quantized layers may be dequantized."""
+    reader = open_checkpoint(path)
+    return sum(
+        parameters * DTYPES.get(dtype, torch.float32).itemsize
+        for parameters, _ in tensor_sizes(reader, quantized_weights(reader)).values()
+    )

@@ -54,9 +54,9 @@ def useful_flops(requests: Iterable[RequestRecord], cost: CostModel) -> int:
 
     A request of P prompt and N output tokens passes n = P + N - 1 tokens through the layers (the
     last sampled token is never fed back) and N hidden states through the lm_head; the token at
-    position i attends to i + 1 tokens, in total n(n+1)/2. This is the forward pass of PaLM's MFU
-    (Chowdhery et al. 2022, appendix B: 2 FLOPs per weight, 4*H*D*context per token and layer), with
-    the context that each token really has.
+    position i attends to i + 1 tokens, in total n(n+1)/2, or to its layer's window. This is the
+    forward pass of PaLM's MFU (Chowdhery et al. 2022, appendix B: 2 FLOPs per weight, 4*H*D*context
+    per token and layer), with the context that each token really has.
     """
     total = 0
     for request in requests:
@@ -65,8 +65,19 @@ def useful_flops(requests: Iterable[RequestRecord], cost: CostModel) -> int:
         tokens = request.num_prompt_tokens + request.num_output_tokens - 1
         total += tokens * cost.flops_per_token_linear
         total += request.num_output_tokens * cost.flops_lm_head
-        total += tokens * (tokens + 1) // 2 * cost.flops_attention_per_token_per_context
+        total += attended(tokens) * cost.flops_attention_per_token_per_context
+        for layers in cost.windowed_layers:
+            attention = layers.flops_attention_per_token_per_context
+            total += attended(tokens, layers.window) * attention
     return total
+
+
+def attended(num_tokens: int, window: int | None = None) -> int:
+    """How many tokens the first `num_tokens` of a sequence see in all: token i sees i, itself
+    among them, and no more than `window`.
+    """
+    growing = num_tokens if window is None else min(num_tokens, window)
+    return growing * (growing + 1) // 2 + (num_tokens - growing) * growing
 
 
 def moved_bytes(requests: Iterable[RequestRecord], num_steps: float, cost: CostModel) -> float:
@@ -74,18 +85,21 @@ def moved_bytes(requests: Iterable[RequestRecord], num_steps: float, cost: CostM
 
     Each of the n = P + N - 1 tokens is written to the cache once; the prompt is read once (a lower
     bound: every later chunk of it reads the earlier ones again), and each of the N - 1 decode steps
-    reads the whole context up to its own token. Activations are left out, as in gpt-fast's and
-    vLLM's accounts.
+    reads the whole context up to its own token, or its layer's window. Activations are left out,
+    as in gpt-fast's and vLLM's accounts.
     """
-    cache_tokens = 0
+    kinds: list[tuple[int | None, int]] = [(None, cost.kv_bytes_per_token)]
+    kinds += [(layers.window, layers.kv_bytes_per_token) for layers in cost.windowed_layers]
+    total = num_steps * cost.weight_bytes
     for request in requests:
         prompt, output = request.num_prompt_tokens, request.num_output_tokens
         if output == 0:
             continue
         written = prompt + output - 1
-        read_in_decode = (written * (written + 1) - prompt * (prompt + 1)) // 2
-        cache_tokens += written + prompt + read_in_decode
-    return num_steps * cost.weight_bytes + cache_tokens * cost.kv_bytes_per_token
+        for window, kv_bytes in kinds:
+            read_in_decode = attended(written, window) - attended(prompt, window)
+            total += (written + prompt + read_in_decode) * kv_bytes
+    return total
 
 
 def mfu(run: RunRecord, cost: CostModel, ceilings: Ceilings, compute_dtype: str) -> float | None:

@@ -3,6 +3,8 @@
 The law: watching changes nothing; a sweep calls, and never asks.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -36,3 +38,13 @@ class SilentObserver:
 
     def cell_failed(self, cell_id: str, reason: str) -> None:
         """Do nothing."""
+
+
+@contextmanager
+def open_stage(observer: Observer, name: str) -> Iterator[None]:
+    """One stage, as the observer sees it."""
+    observer.stage_started(name)
+    try:
+        yield
+    finally:
+        observer.stage_finished()

@@ -13,15 +13,15 @@ from llmopt.results.schema import Ceilings, Environment
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The machine, and what it can do at best."""
+    """The machine, and what it can do at best; None if that was not measured."""
 
     environment: Environment
-    ceilings: Ceilings
+    ceilings: Ceilings | None
 
 
-def survey(device: str) -> Site:
-    """Look at the machine and measure it, which takes some seconds."""
+def survey(device: str, *, measure: bool) -> Site:
+    """Look at the machine, and measure it if asked to, which takes some seconds."""
     return Site(
         environment=Environment(**asdict(environment_facts(device))),
-        ceilings=Ceilings(**asdict(measure_ceilings(device))),
+        ceilings=Ceilings(**asdict(measure_ceilings(device))) if measure else None,
     )

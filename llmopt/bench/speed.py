@@ -11,14 +11,16 @@ from llmopt.backends.builtin import NAME, VERSION, BuiltinBackend
 from llmopt.bench.loadgen import run_load
 from llmopt.bench.workload import make_prompts
 from llmopt.engine.engine import EngineConfig
-from llmopt.models.llama import LlamaModel
+from llmopt.models.decoder import Decoder
 from llmopt.results.schema import BackendFacts, LoadSpec, RunRecord
 
 BLOCK_SIZE = 16
 
 
-def backend_facts(load: LoadSpec) -> BackendFacts:
-    """The runtime and the settings that serve a load."""
+def backend_facts(load: LoadSpec | None) -> BackendFacts:
+    """The runtime, and the settings that serve a load if there is one."""
+    if load is None:
+        return BackendFacts(NAME, VERSION, {})
     config = engine_config(load)
     settings = {name: getattr(config, name) for name in EngineConfig.__dataclass_fields__}
     return BackendFacts(NAME, VERSION, settings)
@@ -36,7 +38,7 @@ def engine_config(load: LoadSpec) -> EngineConfig:
 
 
 def measure_run(
-    model: LlamaModel,
+    model: Decoder,
     text_token_ids: Sequence[int],
     load: LoadSpec,
     *,

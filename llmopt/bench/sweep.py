@@ -15,8 +15,8 @@ from llmopt.bench.cells import OpenCell, close_cell, open_cell
 from llmopt.bench.examine import QualityComparison, examine_weights
 from llmopt.bench.failures import describe
 from llmopt.bench.loaded import LoadedModels
-from llmopt.bench.observer import Observer
-from llmopt.bench.prepare import PreparedTarget, prepare_target
+from llmopt.bench.observer import Observer, open_stage
+from llmopt.bench.prepare import PreparedTarget, prepare_targets
 from llmopt.bench.site import Site, survey
 from llmopt.bench.speed import measure_run
 from llmopt.data import read_text
@@ -25,7 +25,7 @@ from llmopt.models.tokenizer import load_tokenizer
 from llmopt.recipe.schema import Recipe, Target, all_targets, cells
 from llmopt.results.files import make_directory
 from llmopt.results.journal import drop_partial
-from llmopt.results.schema import RunRecord
+from llmopt.results.schema import LoadSpec, RunRecord
 from llmopt.results.store import write_once
 
 
@@ -41,13 +41,14 @@ def run_recipe(
     """
     resolve_device(device)
     make_directory(out_dir)
-    sweep = _Sweep(recipe, out_dir, work_dir, observer, LoadedModels.on(device))
+    sweep = _Sweep(recipe, out_dir, work_dir, observer, device, LoadedModels.on(device))
     sweep.prepare()
-    with sweep.stage("measure the machine"):
-        site = survey(device)
+    with open_stage(observer, "measure the machine"):
+        site = survey(device, measure=bool(recipe.loads))
     sweep.open_cells(site)
     sweep.examine()
-    sweep.measure_speed()
+    if recipe.loads:
+        sweep.measure_speed()
     return sweep.write(site)
 
 
@@ -57,6 +58,7 @@ class _Sweep:
     out_dir: Path
     work_dir: Path
     observer: Observer
+    device: str
     models: LoadedModels
     prepared: dict[Target, PreparedTarget | str] = field(default_factory=dict)  # or why not
     cells: list[OpenCell] = field(default_factory=list)
@@ -65,12 +67,13 @@ class _Sweep:
     def prepare(self) -> None:
         """Get every target's checkpoint; without the base there is nothing to compare with."""
         base, *others = all_targets(self.recipe)
-        self.prepared[base] = self._prepare(base)
-        for target in others:
-            try:
-                self.prepared[target] = self._prepare(target)
-            except Exception as error:
-                self.prepared[target] = describe(error)
+        outcomes = self._prepare([base])
+        if isinstance(found := outcomes[base], Exception):
+            raise found
+        outcomes |= self._prepare(others)
+        for target in (base, *others):
+            outcome = outcomes[target]
+            self.prepared[target] = describe(outcome) if isinstance(outcome, Exception) else outcome
 
     def open_cells(self, site: Site) -> None:
         """Take up the journals; cells of targets that could not be prepared fail here."""
@@ -95,7 +98,7 @@ class _Sweep:
             members = [opened for opened in self.cells if opened.cell.target == target]
             if isinstance(prepared, str):
                 continue
-            with self.stage(f"examine {target.name}"), self._failing(members):
+            with open_stage(self.observer, f"examine {target.name}"), self._failing(members):
                 facts, cost = examine_weights(prepared, self.models)
                 for opened in members:
                     opened.model, opened.cost = facts, cost
@@ -109,19 +112,20 @@ class _Sweep:
 
     def measure_speed(self) -> None:
         """All runs that are not in a journal, repeat by repeat, load by load, target by target."""
-        requests_per_repeat = sum(opened.load.num_requests for opened in self.cells)
-        total, done = self.recipe.repeats * requests_per_repeat, 0
-        with self.stage("measure speed"):
+        loaded = [(opened, opened.load) for opened in self.cells if opened.load is not None]
+        total = self.recipe.repeats * sum(load.num_requests for _, load in loaded)
+        done = 0
+        with open_stage(self.observer, "measure speed"):
             for repeat in range(self.recipe.repeats):
-                for opened in self.cells:
+                for opened, load in loaded:
                     detail = f"{opened.cell.cell_id}, run {repeat + 1} of {self.recipe.repeats}"
                     self.observer.stage_advanced(done, total, detail)
                     if opened.error is None and not opened.has_run(repeat):
                         progress = partial(self._advance_requests, done, total, detail)
                         with self._failing([opened]):
-                            opened.runs.append(self._run(opened, repeat, progress))
+                            opened.runs.append(self._run(opened, load, repeat, progress))
                         opened.save(self.out_dir)
-                    done += opened.load.num_requests
+                    done += load.num_requests
 
     def write(self, site: Site) -> list[Path]:
         """One result file per cell; the journals go when all of them are there."""
@@ -134,14 +138,10 @@ class _Sweep:
             drop_partial(self.out_dir, opened.cell.cell_id)
         return paths
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """One stage of the sweep, as the observer sees it."""
-        self.observer.stage_started(name)
-        try:
-            yield
-        finally:
-            self.observer.stage_finished()
+    def _prepare(self, targets: Sequence[Target]) -> dict[Target, PreparedTarget | Exception]:
+        return prepare_targets(
+            self.recipe, targets, self.work_dir, self.observer, device=self.device
+        )
 
     @contextmanager
     def _failing(self, members: Sequence[OpenCell]) -> Iterator[None]:
@@ -152,10 +152,6 @@ class _Sweep:
             for opened in members:
                 opened.error = describe(error)
                 self.observer.cell_failed(opened.cell.cell_id, opened.error)
-
-    def _prepare(self, target: Target) -> PreparedTarget:
-        with self.stage(f"prepare {target.name}"):
-            return prepare_target(self.recipe, target, self.work_dir, self.observer)
 
     def _comparison(self) -> QualityComparison | None:
         """The comparison with the base, if any cell still needs one."""
@@ -171,13 +167,15 @@ class _Sweep:
             return None
         return QualityComparison(self.recipe.quality, prepared, self.models)
 
-    def _run(self, opened: OpenCell, repeat: int, progress: Callable[[int], None]) -> RunRecord:
+    def _run(
+        self, opened: OpenCell, load: LoadSpec, repeat: int, progress: Callable[[int], None]
+    ) -> RunRecord:
         prepared = self.prepared[opened.cell.target]
         assert not isinstance(prepared, str), "a cell without a checkpoint has an error"
         return measure_run(
             self.models.get(prepared.path, prepared.target.dtype),
             self._text(prepared.path),
-            opened.load,
+            load,
             repeat=repeat,
             seed=self.recipe.seed,
             on_request=progress,

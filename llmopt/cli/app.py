@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from llmopt import __version__
+from llmopt.cli.backend import app as backend
 from llmopt.cli.bench import bench
 from llmopt.cli.doctor import doctor
 from llmopt.cli.evaluate import evaluate
@@ -25,6 +26,7 @@ app.command("eval")(evaluate)
 app.command()(bench)
 app.command()(report)
 app.command()(doctor)
+app.add_typer(backend, name="backend")
 
 
 def _print_version(wanted: bool) -> None:

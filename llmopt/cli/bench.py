@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 def bench(
     targets: Annotated[
-        list[str], typer.Argument(help="A recipe file (.yaml), or models: directories, ids.")
+        list[str],
+        typer.Argument(help="A recipe (.yaml), or models: directories, GGUF files, ids."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory for result files.")] = Path(
         "llmopt-results"
@@ -52,8 +53,11 @@ def bench(
 
         llmopt bench recipes/demo.yaml --out my-results
 
+        llmopt bench recipes/methods-smollm2.yaml --out my-methods
+
         llmopt bench ./smollm2-w4 ./smollm2-w8 --base smollm2-135m --concurrency 1,4,16
     """
+    from llmopt.bench.quantization import quantization_problems
     from llmopt.bench.sweep import run_recipe
     from llmopt.cli.progress import StageProgress
     from llmopt.hardware.cache import cache_directory
@@ -63,7 +67,7 @@ def bench(
     from llmopt.results.store import read_results
 
     if len(targets) == 1 and Path(targets[0]).suffix in (".yaml", ".yml"):
-        recipe = load_recipe(targets[0])
+        recipe = load_recipe(targets[0], quantization_problems)
     else:
         recipe = recipe_from_targets(
             targets,

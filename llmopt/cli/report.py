@@ -29,11 +29,16 @@ def report(
         Path | None,
         typer.Option(help="Replace the Markdown report between marker lines in this document."),
     ] = None,
+    place: Annotated[
+        str | None, typer.Option(help="Which of the document's places, if they have names.")
+    ] = None,
     png: Annotated[
-        Path | None, typer.Option(help="Draw quality loss against throughput into this file.")
+        Path | None,
+        typer.Option(help="Draw quality loss against throughput, or bits, into this file."),
     ] = None,
 ) -> None:
-    """Show result files as one table: size, quality loss, latency, throughput, speed-up.
+    """Show result files as tables: size, quality loss, latency, throughput, speed-up; of results
+    without a load what quantizing took.
 
     Examples:
 
@@ -42,6 +47,8 @@ def report(
         llmopt report demo/results --format markdown --out table.md --png picture.png
 
         llmopt report results/demo --into README.md
+
+        llmopt report results/methods-smollm2 --into README.md --place methods-smollm2
     """
     from llmopt.cli.output import open_output
     from llmopt.report.embed import embed_in_file
@@ -52,7 +59,7 @@ def report(
     if into is not None:
         text = io.StringIO()
         picture = render(found, errors, "markdown", text, plot=png)
-        embed_in_file(into, text.getvalue())
+        embed_in_file(into, text.getvalue(), place)
     else:
         with open_output(out) as stream:
             picture = render(found, errors, output_format.value, stream, plot=png)
@@ -62,4 +69,4 @@ def report(
     if picture is not None:
         typer.echo(f"wrote {picture}", err=True)
     elif png is not None:
-        typer.echo("no picture: no row has both quality and throughput", err=True)
+        typer.echo("no picture: no row has both quality and throughput or bits", err=True)

@@ -58,13 +58,8 @@ def _own_environment(package: str, module: str, purpose: str, requirement: str) 
 
 
 _OPTIONAL = (
-    _own_environment(
-        "gptqmodel", "gptqmodel", "transformers reads GPTQ checkpoints", "gptqmodel optimum"
-    ),
-    _Optional("bitsandbytes", "bitsandbytes", "NF4 and INT8 peers", "pip install bitsandbytes"),
     _own_environment("lm_eval", "lm_eval", "task accuracy", "lm_eval"),
     _own_environment("vllm", "vllm", "a server to compare with", "vllm"),
-    _own_environment("llama-cpp-python", "llama_cpp", "llama.cpp", "llama-cpp-python"),
 )
 
 
@@ -74,8 +69,6 @@ def diagnose() -> list[Finding]:
     return [
         *_software(),
         *_machine(facts),
-        Finding("methods", "ok", "rtn, gptq, awq, awq+gptq; 4 and 8 bits (built in)"),
-        Finding("backends", "ok", "llmopt (built in)"),
         _kernel("int4 kernel (CPU)", _int4_product_is_right),
         _kernel("int8 kernel (CPU)", _int8_product_is_right),
         _triton(facts),

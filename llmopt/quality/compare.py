@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 
 from llmopt.errors import UsageError
-from llmopt.formats.checkpoint import CheckpointReader
 from llmopt.formats.weights import scheme
-from llmopt.models.loader import load_model
+from llmopt.models.loader import load_model, open_checkpoint
 from llmopt.models.tokenizer import load_tokenizer
 from llmopt.quality.logits import DEFAULT_CACHE_BYTES, BaseLogits
 from llmopt.quality.measure import OnWindow, measure_quality
@@ -45,7 +44,7 @@ def compare(
         base_model,
         windows,
         name=base_name,
-        scheme=scheme(CheckpointReader(base_path), base_model.dtype),
+        scheme=scheme(open_checkpoint(base_path), base_model.dtype),
         max_cache_bytes=max_cache_bytes,
     )
     target = load_model(model_path, dtype=dtype, device=device)

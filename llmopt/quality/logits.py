@@ -20,7 +20,7 @@ DEFAULT_CACHE_BYTES = 2 << 30
 
 
 class ScorableModel(Protocol):
-    """What quality needs of a model; `llmopt.models.llama.LlamaModel` is one."""
+    """What quality needs of a model; `llmopt.models.decoder.Decoder` is one."""
 
     @property
     def config(self) -> ModelConfig:

@@ -4,8 +4,7 @@ Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and A
 (arXiv 2306.00978). A channel that is multiplied by s in the weight and divided by s in what
 produces it changes nothing, but is rounded s times finer. Pure maths; knows nothing of models,
 data or files.
-Laws: s = 1 is always among the candidates, so a search never ends with more loss than no search;
-and the scales that are returned are those that the stored tensors really hold.
+Law: s = 1 is always among the candidates, so a search never ends with more loss than no search.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,29 +41,6 @@ class AWQOptions:
                 f"{self.num_ratios} ratios on {self.search_tokens} tokens are no search",
                 "Ask for at least 1 ratio and 1 token.",
             )
-
-
-@dataclass(frozen=True, slots=True)
-class HeadLayout:
-    """Which inputs of a layer come from the same channel of what produces them.
-
-    Query heads that read one key/value head share its channels. One head of each kind: every
-    input has a channel of its own.
-    """
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-
-    def share(self, values: Tensor) -> Tensor:
-        """Average [H * D] over the query heads of each key/value head: -> [KH * D]."""
-        return values.view(self.num_kv_heads, -1, self.head_dim).mean(dim=1).flatten()
-
-    def repeat(self, values: Tensor) -> Tensor:
-        """Give every query head the values of its key/value head: [KH * D] -> [H * D]."""
-        heads = values.view(self.num_kv_heads, self.head_dim)
-        times = self.num_heads // self.num_kv_heads
-        return heads.repeat_interleave(times, dim=0).flatten()
 
 
 def mean_magnitudes(inputs: Tensor) -> Tensor:
@@ -112,20 +88,6 @@ def search_scales(candidates: Sequence[Tensor], loss: Callable[[Tensor], float])
                 losses[index] = loss(candidates[index])
     losses = {0: loss(candidates[0]), **losses}
     return candidates[min(losses, key=losses.__getitem__)]
-
-
-def divide_stored(tensor: Tensor, scales: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Divide a norm's weight [K] by scales, as a checkpoint that stores `dtype` can hold it.
-
-    Returns the rounded quotient, in `dtype`, and the scales that it really divides by, float32
-    [K]: multiplying the next weight by these keeps the function up to float32 rounding. A channel
-    whose quotient would vanish or overflow is not scaled.
-    """
-    original = tensor.float()
-    quotient = (original / scales).to(dtype)
-    fits = torch.isfinite(quotient) & (quotient != 0)
-    quotient = torch.where(fits, quotient, original.to(dtype))
-    return quotient, torch.where(fits, original / quotient.float(), torch.ones_like(scales))
 
 
 def _normalize(scales: Tensor) -> Tensor:

@@ -1,198 +1,104 @@
-"""AWQ over a whole model: one pass over the blocks, each calibrated on the quantized prefix.
+"""AWQ on the layers of a decoder block.
 
-Within a block the attention is scaled and quantized first, and the MLP then sees what the quantized
-attention leaves. Weights are rounded to nearest on clipped ranges or, for "awq+gptq", by GPTQ.
-Yields the quantized modules, and the norms and biases that the scales changed. Knows nothing of
-files.
-Law: every layer is rounded for the inputs that it will really get.
+The attention, and later the MLP, is scaled; then its layers are rounded: to nearest on clipped
+ranges or, for "awq+gptq", by GPTQ. Yields the quantized modules, and the norms and biases that the
+scales changed. Knows nothing of where inputs or statistics come from, or of files.
+Law: a half of a block of which a layer stays in full precision is not scaled.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from llmopt.formats.quantized import QuantizedWeight, QuantSpec
-from llmopt.layers.linear import DenseLinear, Linear
-from llmopt.models.llama import DecoderBlock, LlamaModel
-from llmopt.quantize.awq import mean_magnitudes
+from llmopt.quantize.awq import AWQOptions
 from llmopt.quantize.awq_clip import search_clip
 from llmopt.quantize.awq_scaling import (
     ParentInputs,
-    PassThrough,
     ScaleSearch,
     Sequences,
-    dense,
     scale_attention,
     scale_mlp,
 )
-from llmopt.quantize.calibration import CalibrationData
-from llmopt.quantize.gptq import (
-    GPTQResult,
-    accumulate_hessian,
-    quantize_gptq,
-    row_energies,
-)
-from llmopt.quantize.layout import LinearModules, block_modules
-from llmopt.quantize.options import QuantizedModule, QuantizeOptions, ReplacedTensor
+from llmopt.quantize.block_task import BlockTask, LayerTask, Needs
+from llmopt.quantize.gptq import GPTQOptions, GPTQResult, quantize_gptq, row_energies
+from llmopt.quantize.layout import Place
+from llmopt.quantize.options import QuantizedModule
+from llmopt.quantize.override import ModuleSpecs
 from llmopt.quantize.rounding import Grid, check_finite, min_max_grid, quantize_codes
-from llmopt.quantize.sequential import split_modules
-from llmopt_kernels.paged_attention import AttentionMetadata
-
-Finished = QuantizedModule | ReplacedTensor
+from llmopt.quantize.scaled_tensors import scaled_tensors, stored_dtypes
+from llmopt.quantize.statistics import InputStatistics, required_hessian
+from llmopt.quantize.uniform_blocks import layer_spec, split_modules
 
 
 @dataclass(frozen=True, slots=True)
-class _Calibration:
-    """What stays the same from block to block.
+class AwqQuantizer:
+    """AWQ (`BlockQuantizer`).
 
-    sequences: of all calibration tokens
-    sample, sample_rows: the tokens that scales are judged on, and their rows among all of them
+    gptq: how columns are rounded, or None for rounding to nearest
+    sequences: of the sample that scales are judged on
     dtype_of: the dtype in which the checkpoint stores the tensor of a name
     """
 
+    specs: ModuleSpecs
+    options: AWQOptions
+    gptq: GPTQOptions | None
     sequences: Sequences
-    sample: Sequences
-    sample_rows: Tensor
-    options: QuantizeOptions
     dtype_of: Callable[[str], torch.dtype]
+    mlp_norm_name: str
 
     @property
-    def search(self) -> ScaleSearch:
-        return ScaleSearch(self.options.spec, self.options.awq.num_ratios)
+    def needs(self) -> Needs:
+        """Everything."""
+        return Needs(statistics=True, hessian=True, scaling=True)
 
+    def scale(self, task: BlockTask, place: Place, statistics: InputStatistics, /) -> None:
+        """Scale the attention (place QKV) or the MLP (GATE_UP)."""
+        for each in (place, Place(place + 1)):
+            check_finite(task.modules[each].name, task.linear(each).weight)
+        assert statistics.sample is not None, "as needed"
+        spec = layer_spec(self.specs, task.modules[place])
+        if spec is None or layer_spec(self.specs, task.modules[place + 1]) is None:
+            return
+        inputs = ParentInputs(statistics.sample, statistics.mean_magnitude)
+        search = ScaleSearch(spec, self.options.num_ratios)
+        dtypes = stored_dtypes(task, place, self.mlp_norm_name, self.dtype_of)
+        stored = {"norm_dtype": dtypes.norm, "bias_dtype": dtypes.bias}
+        if place is Place.QKV:
+            scale_attention(task.block, inputs, self.sequences, search, **stored)
+        else:
+            scale_mlp(task.block, inputs, search, **stored)
+        task.finished.extend(scaled_tensors(task, place, self.mlp_norm_name, dtypes))
 
-def scale_and_quantize_blocks(
-    model: LlamaModel,
-    calibration: CalibrationData,
-    options: QuantizeOptions,
-    dtype_of: Callable[[str], torch.dtype],
-) -> Iterator[Finished]:
-    """Scale and quantize the decoder blocks of a float32 model in order, as they are done.
+    def round(
+        self, task: LayerTask, place: Place, statistics: InputStatistics | None, /
+    ) -> Sequence[QuantizedModule]:
+        """Round the modules of a layer together."""
+        modules, weight = task.modules[place], task.linear(place).weight
+        spec = layer_spec(self.specs, modules)
+        if spec is None:
+            return ()
+        hessian = required_hessian(statistics)
+        if self.gptq is not None:
+            result = quantize_gptq(weight, hessian, spec, self.gptq, name=modules.name)
+        else:
+            check_finite(modules.name, weight)
+            result = round_clipped(weight, hessian, spec, self._clipped_from(task, place))
+        return split_modules(modules, result)
 
-    Norms and biases are folded in the dtype in which the checkpoint stores them, `dtype_of` their
-    name. The model is consumed: its blocks are released one by one. Raises `QuantizationError`
-    where a weight or an input is not finite.
-    """
-    assert model.dtype == torch.float32, "calibration runs in float32"
-    windows, length = calibration.tokens.shape
-    chosen = choose_sample(windows, length, options.awq.search_tokens)
-    rows = torch.arange(windows * length).view(windows, length)[chosen].flatten()
-    sequences, sample = (_sequences(model, n, length) for n in (windows, len(chosen)))
-    fixed = _Calibration(sequences, sample, rows, options, dtype_of)
-    hidden = model.embed(calibration.tokens.flatten())  # [T, C]
-    for index in range(len(model.blocks)):
-        work = _BlockWork(index, model.blocks.pop(0), block_modules(model.config, index), fixed)
-        work.check_weights()
-        hidden = hidden + work.run_attention(hidden)
-        hidden = hidden + work.run_mlp(hidden)
-        yield from work.finished
+    def _clipped_from(self, task: LayerTask, place: Place) -> int:
+        """Return the first row that is clipped: attention sharpens what clipping does to q, k."""
+        if not self.options.clip:
+            return task.linear(place).out_features
+        return sum(task.modules[place].part_rows[:2]) if place is Place.QKV else 0
 
 
 def choose_sample(num_windows: int, window_tokens: int, num_tokens: int) -> list[int]:
     """Return evenly spaced windows that hold about `num_tokens` tokens: at least 1, at most all."""
     count = min(num_windows, max(1, num_tokens // window_tokens))
     return [index * num_windows // count for index in range(count)]
-
-
-def _sequences(model: LlamaModel, num_windows: int, window_tokens: int) -> Sequences:
-    rotary = model.rotary(torch.arange(window_tokens).repeat(num_windows))
-    return Sequences(rotary, AttentionMetadata.dense((window_tokens,) * num_windows))
-
-
-@dataclass(slots=True)
-class _BlockWork:
-    """One block, and what is finished of it."""
-
-    index: int
-    block: DecoderBlock
-    modules: tuple[LinearModules, ...]
-    fixed: _Calibration
-    finished: list[Finished] = field(default_factory=list)
-
-    def check_weights(self) -> None:
-        """Raise `QuantizationError`, naming the layer, where a weight is not finite."""
-        for modules, linear in zip(self.modules, self.block.linears, strict=True):
-            check_finite(modules.name, dense(linear).weight)
-
-    def run_attention(self, hidden: Tensor) -> Tensor:
-        """Scale and quantize the attention; return its output on hidden states [T, C]."""
-        block, attention, fixed = self.block, self.block.attention, self.fixed
-        qkv, output = self.modules[:2]
-        norm_name = f"model.layers.{self.index}.input_layernorm.weight"
-        scale_attention(
-            block,
-            self._parent_inputs(qkv, block.input_norm(hidden)),
-            fixed.sample,
-            fixed.search,
-            norm_dtype=fixed.dtype_of(norm_name),
-            bias_dtype=self._bias_dtype(qkv, attention.qkv),
-        )
-        self._replace(norm_name, block.input_norm.weight, qkv, attention.qkv)
-        x = block.input_norm(hidden)
-        unclipped = sum(qkv.part_rows[:2])  # attention sharpens what clipping does to q and k
-        attention.qkv = self._quantize(qkv, attention.qkv, x, unclipped)
-        projection = attention.output
-        attention.output = PassThrough(projection.in_features)
-        attended = attention.forward(x, fixed.sequences.rotary, fixed.sequences.metadata, None)
-        return self._quantize(output, projection, attended)(attended)
-
-    def run_mlp(self, hidden: Tensor) -> Tensor:
-        """Scale and quantize the MLP; return its output on hidden states [T, C]."""
-        block, mlp, fixed = self.block, self.block.mlp, self.fixed
-        gate_up, down = self.modules[2:]
-        norm_name = f"model.layers.{self.index}.post_attention_layernorm.weight"
-        scale_mlp(
-            block,
-            self._parent_inputs(gate_up, block.post_norm(hidden)),
-            fixed.search,
-            norm_dtype=fixed.dtype_of(norm_name),
-            bias_dtype=self._bias_dtype(gate_up, mlp.gate_up),
-        )
-        self._replace(norm_name, block.post_norm.weight, gate_up, mlp.gate_up)
-        x = block.post_norm(hidden)
-        mlp.gate_up = self._quantize(gate_up, mlp.gate_up, x)
-        projection = mlp.down
-        mlp.down = PassThrough(projection.in_features)
-        gated = mlp.forward(x)
-        return self._quantize(down, projection, gated)(gated)
-
-    def _parent_inputs(self, modules: LinearModules, x: Tensor) -> ParentInputs:
-        check_finite(f"the input of {modules.name}", x)
-        return ParentInputs(x[self.fixed.sample_rows], mean_magnitudes(x))
-
-    def _bias_dtype(self, modules: LinearModules, linear: Linear) -> torch.dtype:
-        has_bias = dense(linear).bias is not None
-        return self.fixed.dtype_of(f"{modules.parts[-1]}.bias") if has_bias else torch.float32
-
-    def _replace(
-        self, norm_name: str, norm_weight: Tensor, modules: LinearModules, linear: Linear
-    ) -> None:
-        """Record the norm, and the bias of the rows that were divided (the last of the parts)."""
-        stored = norm_weight.to(self.fixed.dtype_of(norm_name))
-        self.finished.append(ReplacedTensor(norm_name, stored))
-        bias = dense(linear).bias
-        if bias is not None:
-            divided = bias[-modules.part_rows[-1] :].to(self._bias_dtype(modules, linear))
-            self.finished.append(ReplacedTensor(f"{modules.parts[-1]}.bias", divided))
-
-    def _quantize(
-        self, modules: LinearModules, linear: Linear, x: Tensor, unclipped_rows: int = 0
-    ) -> DenseLinear:
-        """Round a layer for its inputs [T, K]; return the layer with the rounded weight."""
-        check_finite(f"the input of {modules.name}", x)
-        original, options = dense(linear), self.fixed.options
-        hessian = accumulate_hessian(x)
-        if options.uses_gptq:
-            result = quantize_gptq(
-                original.weight, hessian, options.spec, options.gptq, name=modules.name
-            )
-        else:
-            clipped_from = unclipped_rows if options.awq.clip else original.out_features
-            result = round_clipped(original.weight, hessian, options.spec, clipped_from)
-        self.finished.extend(split_modules(self.index, modules, result))
-        return DenseLinear(result.weight.dequantize(), original.bias)
 
 
 def round_clipped(

@@ -1,4 +1,4 @@
-"""AWQ's scales on one decoder block: found, and folded into whatever produces the scaled inputs.
+"""AWQ's scales on one decoder block: searched for, and folded in.
 
 Four places: norm -> q, k, v; v -> o (shared by the query heads of a key/value head); norm ->
 gate, up; up -> down. The first and third are judged by the output of the attention or the MLP, the
@@ -17,27 +17,30 @@ from torch import Tensor
 
 from llmopt.formats.quantized import QuantSpec
 from llmopt.layers.linear import DenseLinear, Linear
-from llmopt.layers.norm import RMSNorm
-from llmopt.models.llama import DecoderBlock, GatedMLP
+from llmopt.models.decoder import DecoderBlock, GatedMLP, Rotary
 from llmopt.quantize.awq import (
-    HeadLayout,
     candidate_scales,
-    divide_stored,
     mean_magnitudes,
     search_scales,
     weight_magnitudes,
 )
+from llmopt.quantize.folding import (
+    HeadLayout,
+    dense,
+    divide_last_rows,
+    fold_norm,
+    multiply_columns,
+)
 from llmopt.quantize.gptq import accumulate_hessian, row_energies
 from llmopt.quantize.rtn import quantize_rtn
 from llmopt_kernels.paged_attention import AttentionMetadata
-from llmopt_kernels.rotary import RotaryTables
 
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
     """What attention needs besides the tokens: their rotary tables, and where sequences end."""
 
-    rotary: RotaryTables
+    rotary: Rotary
     metadata: AttentionMetadata
 
 
@@ -97,13 +100,12 @@ def scale_attention(
         return attention.forward(inputs.sample, sequences.rotary, sequences.metadata, None)
 
     scales = _search_parent(qkv, inputs.means, lambda linear: attend(linear, output), search)
-    block.input_norm, scales = _fold_norm(block.input_norm, scales, norm_dtype)
+    block.input_norm, scales = fold_norm(block.input_norm, scales, norm_dtype)
     attended = attend(qkv, PassThrough(output.in_features))
     heads = HeadLayout(attention.num_heads, attention.num_kv_heads, attention.head_dim)
     shared = _search_layer(output, attended, heads, search)
-    qkv = DenseLinear(qkv.weight * scales, qkv.bias)
-    attention.qkv = _divide_last_rows(qkv, shared, bias_dtype)
-    attention.output = DenseLinear(output.weight * heads.repeat(shared), output.bias)
+    attention.qkv = divide_last_rows(multiply_columns(qkv, scales), shared, bias_dtype)
+    attention.output = multiply_columns(output, heads.repeat(shared))
 
 
 def scale_mlp(
@@ -122,21 +124,14 @@ def scale_mlp(
     gate_up, down = dense(mlp.gate_up), dense(mlp.down)
 
     def run(linear: Linear, projection: Linear) -> Tensor:
-        return GatedMLP(linear, projection).forward(inputs.sample)
+        return GatedMLP(linear, projection, mlp.activation).forward(inputs.sample)
 
     scales = _search_parent(gate_up, inputs.means, lambda linear: run(linear, down), search)
-    block.post_norm, scales = _fold_norm(block.post_norm, scales, norm_dtype)
+    block.post_norm, scales = fold_norm(block.post_norm, scales, norm_dtype)
     gated = run(gate_up, PassThrough(down.in_features))
     inner = _search_layer(down, gated, HeadLayout(1, 1, down.in_features), search)
-    gate_up = DenseLinear(gate_up.weight * scales, gate_up.bias)
-    mlp.gate_up = _divide_last_rows(gate_up, inner, bias_dtype)
-    mlp.down = DenseLinear(down.weight * inner, down.bias)
-
-
-def dense(linear: Linear) -> DenseLinear:
-    """The layer as a full-precision one; sources that are quantized are refused before loading."""
-    assert isinstance(linear, DenseLinear), "quantized sources are refused before loading"
-    return linear
+    mlp.gate_up = divide_last_rows(multiply_columns(gate_up, scales), inner, bias_dtype)
+    mlp.down = multiply_columns(down, inner)
 
 
 def _search_parent(
@@ -172,16 +167,3 @@ def _search_layer(
 def _rounded(weight: Tensor, scales: Tensor, spec: QuantSpec) -> Tensor:
     """The weight [O, K] as it acts on unscaled inputs after being scaled and rounded."""
     return quantize_rtn(weight * scales, spec).dequantize().div_(scales)
-
-
-def _fold_norm(norm: RMSNorm, scales: Tensor, dtype: torch.dtype) -> tuple[RMSNorm, Tensor]:
-    weight, scales = divide_stored(norm.weight, scales, dtype)
-    return RMSNorm(weight.float(), norm.eps), scales
-
-
-def _divide_last_rows(linear: DenseLinear, scales: Tensor, bias_dtype: torch.dtype) -> DenseLinear:
-    """Divide the last outputs of a stacked layer (v of q, k, v; up of gate, up) by `scales`."""
-    divisor = torch.ones(linear.out_features)
-    divisor[-len(scales) :] = scales
-    bias = None if linear.bias is None else (linear.bias / divisor).to(bias_dtype).float()
-    return DenseLinear(linear.weight / divisor.unsqueeze(1), bias)

@@ -5,15 +5,27 @@ Law: whatever cannot be written is refused here, before any work is done.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 
-from llmopt.errors import QuantizationError
+from llmopt.errors import CheckpointError, QuantizationError
 from llmopt.formats.checkpoint import CheckpointReader
+from llmopt.formats.overrides import LM_HEAD
 from llmopt.formats.quantized import QuantSpec
 from llmopt.models.config import ModelConfig
+from llmopt.quantize.override import ModuleSpecs
 
 KERNEL_MULTIPLE = 32  # columns and rows come in whole words of packed codes; kernels want it too
+
+
+class Place(IntEnum):
+    """The linear layers of a decoder block, in the order in which it runs them."""
+
+    QKV = 0
+    OUTPUT = 1
+    GATE_UP = 2
+    DOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +38,7 @@ class LinearModules:
 
 
 def block_modules(config: ModelConfig, block: int) -> tuple[LinearModules, ...]:
-    """Return the linear layers of one decoder block, in the order in which it runs them."""
+    """Return the linear layers of one decoder block, by `Place`."""
     attention, mlp = f"model.layers.{block}.self_attn", f"model.layers.{block}.mlp"
     hidden, inner = config.hidden_size, config.intermediate_size
     q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -39,22 +51,86 @@ def block_modules(config: ModelConfig, block: int) -> tuple[LinearModules, ...]:
     )
 
 
-def check_source(reader: CheckpointReader, spec: QuantSpec) -> None:
-    """Raise `QuantizationError` unless this checkpoint can be quantized to `spec`.
+def norm_name(block: int, place: Place, mlp_norm_name: str) -> str:
+    """Return the tensor of the norm before a block's attention (QKV) or MLP (GATE_UP)."""
+    name = "input_layernorm" if place is Place.QKV else mlp_norm_name
+    return f"model.layers.{block}.{name}.weight"
 
-    Looks at headers only: the source must not be quantized already, and the group size must
-    divide the rows of every layer.
-    """
+
+def model_families(config: ModelConfig) -> list[tuple[str, ...]]:
+    """Return the modules of all linear layers of the decoder blocks, those of a layer together."""
+    blocks = range(config.num_layers)
+    return [modules.parts for block in blocks for modules in block_modules(config, block)]
+
+
+def head_modules(config: ModelConfig) -> LinearModules:
+    """Return the output head of a model that has one of its own."""
+    return LinearModules(LM_HEAD, (LM_HEAD,), (config.vocab_size,))
+
+
+def check_source(reader: CheckpointReader) -> None:
+    """Raise `QuantizationError` if this checkpoint is quantized already."""
     if "quantization_config" in reader.config:
         method = reader.config["quantization_config"].get("quant_method", "an unknown method")
         raise QuantizationError(
             f"{reader.path} is quantized already ({method})",
             "Quantize the original model instead.",
         )
-    config = ModelConfig.from_hf(reader.config)
-    linears = [linear for b in range(config.num_layers) for linear in block_modules(config, b)]
-    names = [name for linear in linears for name in linear.parts]
-    check_shapes({name: _matrix_shape(reader, name) for name in names}, spec)
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shapes that a model's tensors have by its config, but for biases and the norms
+    of heads.
+    """
+    hidden = config.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config.vocab_size, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    widths = layer_widths(config)
+    for block in range(config.num_layers):
+        for place in (Place.QKV, Place.GATE_UP):
+            shapes[norm_name(block, place, config.mlp_norm_name)] = (hidden,)
+        for place, modules in zip(Place, block_modules(config, block), strict=True):
+            for name, rows in zip(modules.parts, modules.part_rows, strict=True):
+                shapes[f"{name}.weight"] = (rows, widths[place])
+    return shapes
+
+
+def layer_widths(config: ModelConfig) -> dict[Place, int]:
+    """Return the number of inputs of each layer of a block."""
+    return {
+        Place.QKV: config.hidden_size,
+        Place.OUTPUT: config.num_heads * config.head_dim,
+        Place.GATE_UP: config.hidden_size,
+        Place.DOWN: config.intermediate_size,
+    }
+
+
+def matrix_shapes(
+    shapes: Mapping[str, tuple[int, ...]], modules: Iterable[str]
+) -> dict[str, tuple[int, int]]:
+    """Return [O, K] of the modules' weights. Raises `CheckpointError` for one that is missing."""
+    found = {}
+    for name in modules:
+        shape = shapes.get(f"{name}.weight", ())
+        if len(shape) != 2:
+            raise CheckpointError(
+                f"the checkpoint has no matrix {name}.weight",
+                "It is incomplete or of another architecture; fetch or make it again.",
+            )
+        found[name] = (shape[0], shape[1])
+    return found
+
+
+def check_specs(shapes: Mapping[str, tuple[int, int]], specs: ModuleSpecs) -> None:
+    """Raise `QuantizationError` unless every module packs into words and divides into groups."""
+    for spec in dict.fromkeys(specs.values()):
+        if spec is not None:
+            names = [name for name, own in specs.items() if own == spec]
+            check_shapes({name: shapes[name] for name in names}, spec)
 
 
 def check_shapes(shapes: Mapping[str, tuple[int, int]], spec: QuantSpec) -> None:
@@ -86,8 +162,3 @@ def fitting_group_sizes(row_lengths: list[int]) -> list[int]:
     return [
         size for size in range(KERNEL_MULTIPLE, common + 1, KERNEL_MULTIPLE) if common % size == 0
     ]
-
-
-def _matrix_shape(reader: CheckpointReader, module: str) -> tuple[int, int]:
-    rows, columns = reader.shape(f"{module}.weight")
-    return rows, columns

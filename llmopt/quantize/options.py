@@ -3,55 +3,96 @@
 Data only; knows nothing of how it is done.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from torch import Tensor
 
-from llmopt.formats.quantized import QuantizedWeight, QuantSpec
+from llmopt.formats.quantized import QuantSpec, StoredWeight
 from llmopt.formats.weights import FormatName
+from llmopt.hardware.memory import PeakMemory
 from llmopt.quantize.awq import AWQOptions
 from llmopt.quantize.calibration import CalibrationData
 from llmopt.quantize.gptq import GPTQOptions
+from llmopt.quantize.override import Override
+from llmopt.quantize.scheme import Scheme, UniformMethod
 
-Method = Literal["rtn", "gptq", "awq", "awq+gptq"]
+FileFormat = Literal[FormatName, "bitsandbytes", "gguf"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One checkpoint to make: all that decides its contents besides source and calibration.
+
+    propagate: calibrate on what the quantized blocks before put out, not on the source's
+    lm_head: quantize the output head too, where it is not tied to the embedding
+    gguf_pre: llama.cpp's name of the pre-tokenizer, where it cannot be told from the tokenizer
+    """
+
+    scheme: Scheme
+    format: FileFormat
+    gptq: GPTQOptions = field(default_factory=GPTQOptions)
+    awq: AWQOptions = field(default_factory=AWQOptions)
+    propagate: bool = True
+    overrides: tuple[Override, ...] = ()
+    gguf_pre: str | None = None
+    lm_head: bool = False
+
+    @property
+    def label(self) -> str:
+        """The name of its scheme."""
+        return self.scheme.label
+
+    @property
+    def has_own_prefix(self) -> bool:
+        """Whether it needs a forward pass of its own."""
+        if self.scheme.method == "qronos":
+            return True
+        return self.propagate and (self.scheme.uses_gptq or self.scheme.uses_awq)
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
-    """The method, what the weights become and how they are stored, and for all methods but "rtn"
-    the calibration tokens.
-    """
+    """One job of a uniform method, and for all methods but "rtn" the calibration tokens."""
 
-    method: Method
+    method: UniformMethod
     spec: QuantSpec
     calibration: CalibrationData | None = None
     gptq: GPTQOptions = field(default_factory=GPTQOptions)
     awq: AWQOptions = field(default_factory=AWQOptions)
     format: FormatName = "gptq"
+    propagate: bool = True
+    overrides: tuple[Override, ...] = ()
 
     @property
-    def needs_calibration(self) -> bool:
-        """Whether the method looks at data."""
-        return self.method != "rtn"
+    def job(self) -> Job:
+        """The job without its data."""
+        scheme = Scheme(self.method, self.spec)
+        return Job(scheme, self.format, self.gptq, self.awq, self.propagate, self.overrides)
 
-    @property
-    def uses_gptq(self) -> bool:
-        """Whether columns are rounded by GPTQ."""
-        return self.method in ("gptq", "awq+gptq")
 
-    @property
-    def uses_awq(self) -> bool:
-        """Whether channels are scaled first."""
-        return self.method in ("awq", "awq+gptq")
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How jobs are run; nothing here changes what they make, but for the calibration tokens and,
+    within rounding, the device.
+
+    cache: directory for statistics of the source's layers that later runs can use, or None
+    restart: begin anew where the journal of another run lies
+    """
+
+    calibration: CalibrationData | None = None
+    device: str = "cpu"
+    cache: Path | None = None
+    restart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleRecord:
-    """What happened to one module; the fields after `group_size` are None for "rtn".
+    """What happened to one module; losses are None for methods that look at no data.
 
+    bits: of a code, or of a weight in all where blocks have several kinds of numbers (GGUF)
+    stored_as: such as "w4", "nf4" or "q4_k"
     loss: mean squared error of an output over the calibration tokens
     relative_loss: the same as a share of the output's mean square
     damping: share of the mean Hessian diagonal that was added to it; None also where no damping
@@ -60,8 +101,9 @@ class ModuleRecord:
     """
 
     name: str
-    bits: int
+    bits: float
     group_size: int | None
+    stored_as: str
     loss: float | None = None
     relative_loss: float | None = None
     damping: float | None = None
@@ -72,8 +114,7 @@ class ModuleRecord:
 class QuantizedModule:
     """One module of the checkpoint, ready to be packed."""
 
-    block: int
-    weight: QuantizedWeight
+    weight: StoredWeight
     record: ModuleRecord
 
 
@@ -89,17 +130,68 @@ class ReplacedTensor:
 class QuantizeSummary:
     """The checkpoint that was written.
 
+    seconds: of this job alone: quantizing and writing; shared_seconds: of what all jobs of the run
+        share, such as statistics of the source
     bits_per_weight: bits on disk of the quantized modules (codes, scales, zero points, g_idx) per
         weight in them
-    file_bytes: size of all safetensors files
+    file_bytes: size of all weight files
+    resumed_blocks: blocks that an earlier, interrupted run had finished
     """
 
     out: Path
+    scheme: str
     seconds: float
+    shared_seconds: float
     modules: tuple[ModuleRecord, ...]
     bits_per_weight: float
     file_bytes: int
+    peak_memory: PeakMemory
+    resumed_blocks: int
 
 
-# (block, num_blocks, module, loss), called after each module
-ProgressCallback = Callable[[int, int, str, float | None], None]
+@dataclass(frozen=True, slots=True)
+class ModuleFinished:
+    """Progress: `module` of block `block` of `num_blocks` is done for the job `scheme`."""
+
+    scheme: str
+    block: int
+    num_blocks: int
+    record: ModuleRecord
+
+
+class QuantizeObserver(Protocol):
+    """Hears of progress."""
+
+    def stage_started(self, stage: str) -> None:
+        """Something that takes a while begins, such as "hash the source"."""
+
+    def blocks_started(self, done: int, total: int) -> None:
+        """`total` modules are to be quantized, `done` of them were by an earlier run."""
+
+    def module_finished(self, event: ModuleFinished) -> None:
+        """A module was quantized."""
+
+    def block_finished(self, block: int, num_blocks: int) -> None:
+        """A block was quantized for every job, and is on the disk."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+
+class SilentObserver:
+    """Ignores everything."""
+
+    def stage_started(self, stage: str) -> None:
+        """Ignore it."""
+
+    def blocks_started(self, done: int, total: int) -> None:
+        """Ignore it."""
+
+    def module_finished(self, event: ModuleFinished) -> None:
+        """Ignore it."""
+
+    def block_finished(self, block: int, num_blocks: int) -> None:
+        """Ignore it."""
+
+    def note(self, text: str) -> None:
+        """Ignore it."""

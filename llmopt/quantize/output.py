@@ -4,141 +4,91 @@ Knows formats and files; knows nothing of how codes were chosen.
 Law: what is reported as written was read again from the disk and is what was intended.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmopt.errors import OutputError
-from llmopt.formats.checkpoint import CheckpointReader, CheckpointWriter
-from llmopt.formats.quantized import StoredWeight
+from llmopt.errors import CheckpointError, OutputError
+from llmopt.formats.checkpoint import CheckpointReader, CheckpointWriter, read_json
+from llmopt.formats.staging import output_errors
 from llmopt.formats.weights import WeightFormat, quantized_weights
-from llmopt.quantize.options import ModuleRecord, QuantizedModule, QuantizeOptions
-from llmopt.quantize.rounding import check_finite
+from llmopt.quantize.packing import PackedBlock, tensor_bytes, tensor_digest, weight_digest
 from llmopt.quantize.threads import single_thread
 
-RECORD_FILE = "quantization.json"
+RECORD_FILE = "quantization.json"  # what was made of what: the same for the same inputs
+RUN_FILE = "quantization-run.json"  # how it went this time: seconds, memory, versions
 
 
-class QuantizedOutput:
-    """Adds modules to a checkpoint writer and remembers what they must read back as."""
+def write_checkpoint(
+    writer: CheckpointWriter,
+    weight_format: WeightFormat,
+    method: str,
+    source: CheckpointReader,
+    blocks: Sequence[PackedBlock],
+) -> None:
+    """Write the tensors of all blocks, the rest of the source bit for bit, and the configs; read
+    everything again and raise `OutputError` unless it is what was intended.
+    """
+    for block in blocks:
+        for name, tensor in block.tensors.items():
+            writer.add(name, tensor)
+    for name in _copied_names(source, blocks):
+        writer.add(name, source.tensor(name))
+    writer.copy_tokenizer(source.path)
+    config = weight_format.config(method)
+    writer.set_config({**source.config, "quantization_config": config})
+    if weight_format.config_file is not None:
+        writer.add_json(weight_format.config_file, config)
+    verify(writer.seal(), source, blocks)
 
-    def __init__(self, writer: CheckpointWriter, weight_format: WeightFormat) -> None:
-        self._writer = writer
-        self._format = weight_format
-        self._digests: dict[str, str] = {}  # of quantized modules
-        self._replaced: dict[str, str] = {}  # digests of tensors that differ from the source's
-        self._num_weights = 0
-        self._num_bytes = 0
-        self.records: list[ModuleRecord] = []
 
-    @single_thread()
-    def add(self, module: QuantizedModule) -> None:
-        """Pack one module. Raises `QuantizationError` if it would dequantize to NaN or infinity."""
+@single_thread()
+def verify(
+    written: CheckpointReader, source: CheckpointReader, blocks: Sequence[PackedBlock]
+) -> None:
+    """Raise `OutputError` unless a checkpoint holds these blocks and the rest of its source."""
+    weights = quantized_weights(written)
+    assert weights is not None, "the config was written"
+    for module in (module for block in blocks for module in block.modules):
         name = module.record.name
-        check_finite(f"the quantized {name}", module.weight.dequantize())
-        for tensor_name, tensor in self._format.pack(name, module.weight).items():
-            self._writer.add(tensor_name, tensor)
-            self._num_bytes += tensor.nbytes
-        self._num_weights += module.weight.codes.numel()
-        self._digests[name] = _digest(module.weight)
-        self.records.append(module.record)
-
-    def replace(self, name: str, tensor: torch.Tensor) -> None:
-        """Write an unquantized tensor of the source changed, in the dtype of `tensor`, which must
-        be finite (`QuantizationError`).
-        """
-        check_finite(f"the new {name}", tensor)
-        self._writer.add(name, tensor)
-        self._replaced[name] = _sha256(tensor)
-
-    def copy_rest(self, source: CheckpointReader) -> None:
-        """Copy every tensor that was not quantized or replaced, bit for bit, and the tokenizer."""
-        for name in self._copied_names(source):
-            self._writer.add(name, source.tensor(name))
-        self._writer.copy_tokenizer(source.path)
-
-    def write_configs(self, source: CheckpointReader, options: QuantizeOptions) -> None:
-        """Write config.json, the format's own config file and the record of this run."""
-        config = self._format.config(options.method)
-        self._writer.set_config({**source.config, "quantization_config": config})
-        if self._format.config_file is not None:
-            self._writer.add_json(self._format.config_file, config)
-        self._writer.add_json(RECORD_FILE, _run_record(source, options, self.records))
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits on disk of the quantized modules per weight in them."""
-        return 8 * self._num_bytes / self._num_weights
-
-    @single_thread()
-    def verify(self, written: CheckpointReader, source: CheckpointReader) -> None:
-        """Read everything again; raise `OutputError` unless it is what was intended."""
-        weights = quantized_weights(written)
-        assert weights is not None, "the config was written"
-        for name, digest in self._digests.items():
-            if _digest(weights.weight(name)) != digest:
-                raise _differs(written.path, name)
-        for name, digest in self._replaced.items():
-            if _sha256(written.tensor(name)) != digest:
-                raise _differs(written.path, name)
-        for name in self._copied_names(source):
-            if not torch.equal(_bits(written.tensor(name)), _bits(source.tensor(name))):
-                raise _differs(written.path, name)
-
-    def _copied_names(self, source: CheckpointReader) -> Iterator[str]:
-        changed = {f"{name}.weight" for name in self._digests} | self._replaced.keys()
-        return (name for name in source.names() if name not in changed)
+        if weight_digest(weights.weight(name)) != module.digest:
+            raise _differs(written.path, name)
+    for name, digest in ((n, d) for block in blocks for n, d in block.replaced.items()):
+        if tensor_digest(written.tensor(name)) != digest:
+            raise _differs(written.path, name)
+    for name in _copied_names(source, blocks):
+        found, expected = written.tensor(name), source.tensor(name)
+        if not torch.equal(tensor_bytes(found), tensor_bytes(expected)):
+            raise _differs(written.path, name)
 
 
-def hash_files(files: list[Path]) -> str:
-    """Return one SHA-256 over the contents of files, in the order given."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+def published_fingerprint(out: Path) -> str | None:
+    """Return the fingerprint that a checkpoint was made under; None if there is none."""
+    try:
+        return str(read_json(out / RECORD_FILE).get("fingerprint"))
+    except CheckpointError:
+        return None
 
 
-def _run_record(
-    source: CheckpointReader, options: QuantizeOptions, records: list[ModuleRecord]
-) -> Mapping[str, Any]:
-    data = options.calibration
-    return {
-        "method": options.method,
-        "scheme": options.spec.label(options.method),
-        "format": options.format,
-        "source": {"name": source.path.name, "sha256": hash_files(source.files)},
-        "spec": asdict(options.spec),
-        "gptq": asdict(options.gptq) if options.uses_gptq else None,
-        "awq": asdict(options.awq) if options.uses_awq else None,
-        "calibration": {
-            "text": data.source,
-            "text_sha256": data.text_sha256,
-            "num_samples": data.num_samples,
-            "sample_tokens": data.sample_tokens,
-            "seed": data.seed,
-        }
-        if options.needs_calibration and data is not None
-        else None,
-        "modules": [asdict(record) for record in records],
-    }
+def weight_bytes(directory: Path) -> int:
+    """Return the size of all weight files of a checkpoint."""
+    files = (f for f in directory.iterdir() if f.suffix in (".safetensors", ".gguf"))
+    return sum(file.stat().st_size for file in files)
 
 
-def _digest(weight: StoredWeight) -> str:
-    return _sha256(weight.dequantize())
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file. Raises `OutputError`."""
+    with output_errors(path):
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _sha256(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(_bits(tensor).numpy().tobytes()).hexdigest()
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """View a tensor as bytes, so that equal means bit for bit."""
-    return tensor.contiguous().flatten().view(torch.uint8)
+def _copied_names(source: CheckpointReader, blocks: Sequence[PackedBlock]) -> Iterator[str]:
+    changed = {f"{module.record.name}.weight" for block in blocks for module in block.modules}
+    changed |= {name for block in blocks for name in block.replaced}
+    return (name for name in source.names() if name not in changed)
 
 
 def _differs(path: Path, name: str) -> OutputError:

@@ -1,31 +1,30 @@
-"""From a full-precision checkpoint to a quantized one.
+"""From a full-precision checkpoint to quantized ones.
 
-Strings the parts together: checks, quantized modules one after the other, files, read-back.
-Law: nothing is started that cannot be finished, and no output directory exists until it is
-complete.
+Strings the parts together: checks, one block after the other for all jobs, files, read-back.
+Laws: nothing is started that cannot be finished; no output directory exists until it is complete;
+finished blocks outlive the process.
 """
 
-import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
-from llmopt.errors import UsageError
-from llmopt.formats.checkpoint import CheckpointReader, CheckpointWriter
-from llmopt.formats.weights import choose_format
-from llmopt.models.config import ModelConfig
-from llmopt.models.loader import load_model
-from llmopt.quantize.awq_blocks import scale_and_quantize_blocks
-from llmopt.quantize.layout import check_source
+from llmopt.formats.staging import check_writable
+from llmopt.hardware.memory import MemoryMeter
+from llmopt.quantize.block_run import run_blocks
+from llmopt.quantize.identity import RunInputs, run_fingerprint
+from llmopt.quantize.inspection import Inspector
+from llmopt.quantize.journal import Journal, journal_path
 from llmopt.quantize.options import (
-    ProgressCallback,
-    QuantizedModule,
+    Job,
+    QuantizeObserver,
     QuantizeOptions,
     QuantizeSummary,
-    ReplacedTensor,
+    RunOptions,
+    SilentObserver,
 )
-from llmopt.quantize.output import QuantizedOutput
-from llmopt.quantize.rtn import round_modules
-from llmopt.quantize.sequential import quantize_blocks
+from llmopt.quantize.output import published_fingerprint
+from llmopt.quantize.publish import Publisher
+from llmopt.quantize.setup import Setup, set_up
 
 
 def quantize_checkpoint(
@@ -33,57 +32,80 @@ def quantize_checkpoint(
     out: Path,
     options: QuantizeOptions,
     *,
-    on_progress: ProgressCallback | None = None,
+    observer: QuantizeObserver | None = None,
 ) -> QuantizeSummary:
-    """Quantize every linear layer of the decoder blocks and write a checkpoint.
+    """Run one job of a uniform method on the CPU: `quantize_jobs` for the simplest case."""
+    run = RunOptions(calibration=options.calibration)
+    return quantize_jobs(source, {out: options.job}, journal_path(out), run, observer)[0]
+
+
+def quantize_jobs(
+    source: Path,
+    outputs: Mapping[Path, Job],
+    journal: Path,
+    run: RunOptions,
+    observer: QuantizeObserver | None = None,
+    inspect: Inspector | None = None,
+) -> tuple[QuantizeSummary, ...]:
+    """Quantize the linear layers of the decoder blocks for each job and write its checkpoint.
 
     Embeddings, norms and the output head are copied bit for bit, but for the norms and biases that
-    AWQ folds its scales into. The same source, options and calibration give the same bytes.
-    Interrupting leaves no output.
+    scales are folded into. The same source, job and calibration give the same bytes (but for
+    quantization-run.json), whatever other jobs there are. Memory: about two blocks and the
+    statistics of one layer on the device, the hidden states of all calibration tokens on the host.
+    Finished blocks are kept in `journal`, and the same call goes on after them. `inspect` sees
+    every checkpoint before it gets its name, and refuses it by raising.
 
-    Raises `QuantizationError` (impossible group size, a format that cannot hold the spec, source
+    Raises `QuantizationError` (impossible group size, a format that cannot hold the scheme, source
     quantized already, weights that are not finite), `UsageError` (no calibration tokens for a
-    method that needs them), `CheckpointError`, `ModelError` and `OutputError`.
+    method that needs them), `CheckpointError`, `ModelError` and `OutputError` (the output exists,
+    the disk is full, the journal of another run is in the way).
     """
-    started = time.perf_counter()
-    weight_format = choose_format(options.format, options.spec)
-    reader = CheckpointReader(source)
-    check_source(reader, options.spec)
-    if options.needs_calibration and options.calibration is None:
-        raise UsageError(
-            f"{options.method} needs calibration tokens", "Give calibration data, or use rtn."
-        )
-    num_blocks = ModelConfig.from_hf(reader.config).num_layers
-    with CheckpointWriter(out, expected_bytes=reader.num_bytes) as writer:
-        output = QuantizedOutput(writer, weight_format)
-        for item in _finished_tensors(reader, options):
-            if isinstance(item, ReplacedTensor):
-                output.replace(item.name, item.tensor)
-                continue
-            output.add(item)
-            if on_progress is not None:
-                on_progress(item.block, num_blocks, item.record.name, item.record.loss)
-        output.copy_rest(reader)
-        output.write_configs(reader, options)
-        written = writer.seal()
-        output.verify(written, reader)
-        file_bytes = written.num_bytes
-    return QuantizeSummary(
-        out=out,
-        seconds=time.perf_counter() - started,
-        modules=tuple(output.records),
-        bits_per_weight=output.bits_per_weight,
-        file_bytes=file_bytes,
-    )
+    observer = observer or SilentObserver()
+    for out in outputs:
+        if out.exists() and not journal.exists():  # else it may be this very run's
+            check_writable(out, expected_bytes=0)
+    setup = set_up(source, list(outputs.values()), run, observer)
+    fingerprint = run_fingerprint([setup.inputs.fingerprint(job) for job in outputs.values()])
+    schemes = [job.label for job in outputs.values()]
+    with (
+        MemoryMeter(setup.loader.device) as meter,
+        Journal(journal, fingerprint, schemes, restart=run.restart) as kept,
+    ):
+        resumed = kept.finished_blocks
+        total = sum(each.size.total_bytes for each in setup.checked) + setup.journal_bytes
+        _check_outputs(outputs, setup.inputs, 0 if resumed else total)
+        _quantize_blocks(setup, meter, kept, observer)
+        device = setup.loader.device
+        publisher = Publisher(setup.inputs, kept, meter, resumed, device, inspect)
+        summaries = []
+        for out, checked in zip(outputs, setup.checked, strict=True):
+            observer.stage_started(f"write {checked.job.label}")
+            summaries.append(publisher.publish(out, checked))
+        return tuple(summaries)
 
 
-def _finished_tensors(
-    reader: CheckpointReader, options: QuantizeOptions
-) -> Iterator[QuantizedModule | ReplacedTensor]:
-    if options.method == "rtn":
-        return round_modules(reader, options.spec)
-    assert options.calibration is not None, "checked before the output was opened"
-    model = load_model(reader.path, dtype="float32")
-    if options.uses_awq:
-        return scale_and_quantize_blocks(model, options.calibration, options, reader.dtype)
-    return quantize_blocks(model, options.calibration, options.spec, options.gptq)
+def _check_outputs(outputs: Mapping[Path, Job], inputs: RunInputs, expected_bytes: int) -> None:
+    for out, job in outputs.items():
+        if published_fingerprint(out) != inputs.fingerprint(job):
+            check_writable(out, expected_bytes)
+
+
+def _quantize_blocks(
+    setup: Setup, meter: MemoryMeter, journal: Journal, observer: QuantizeObserver
+) -> None:
+    resumed, num_blocks = journal.finished_blocks, setup.num_blocks
+    if resumed:
+        observer.note(f"{journal.path} has {resumed} of {num_blocks} blocks; going on after them")
+    work = setup.work(meter, observer)
+    done = setup.num_modules * min(resumed, num_blocks) // num_blocks
+    observer.blocks_started(done, setup.num_modules)
+    try:
+        run_blocks(work, journal, work.num_steps, observer)
+    except KeyboardInterrupt:
+        if journal.finished_blocks:
+            observer.note(
+                f"{journal.finished_blocks} of {num_blocks} blocks are kept in {journal.path}: "
+                "the same command goes on after them"
+            )
+        raise

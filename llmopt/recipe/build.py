@@ -3,14 +3,15 @@
 Knows nothing about what a recipe means. The law: an unknown key, a missing key, a repeated key or
 a value of another type is a RecipeError naming file:line, what was found and what is allowed;
 nothing is converted silently (1 is not 1.0's int, "yes" is not true).
-Understands str, bool, int, Literal, `X | None`, `tuple[X, ...]` and dataclasses of these.
+Understands str, bool, int, Literal, `X | None`, `dataclass | str`, `tuple[X, ...]` and dataclasses
+of these.
 """
 
 import difflib
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from yaml.constructor import SafeConstructor
@@ -47,7 +48,7 @@ def _child(node: yaml.Node, part: str | int) -> yaml.Node | None:
 
 def _value(hint: Any, node: yaml.Node, file: str, where: str) -> object:
     """Return the value of `node` as `hint` says; `where` names it in errors."""
-    if isinstance(hint, UnionType):
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
         return _union(get_args(hint), node, file, where)
     if is_dataclass(hint):
         return _dataclass(cast(type[Any], hint), node, file, where)
@@ -62,11 +63,14 @@ def _value(hint: Any, node: yaml.Node, file: str, where: str) -> object:
 
 
 def _union(hints: tuple[Any, ...], node: yaml.Node, file: str, where: str) -> object:
-    """Return None for a null; else the value as the one other member of the union says."""
-    (hint,) = (member for member in hints if member is not NoneType)
+    """Return None for a null; a mapping as the dataclass among the members of the union, and
+    everything else as the other member.
+    """
     if isinstance(node, yaml.ScalarNode) and _scalar(node, file, where) is None:
         return None
-    return _value(hint, node, file, where)
+    members = [member for member in hints if member is not NoneType]
+    fitting = [m for m in members if is_dataclass(m) == isinstance(node, yaml.MappingNode)]
+    return _value((fitting or members)[0], node, file, where)
 
 
 def _dataclass(cls: type[Any], node: yaml.Node, file: str, where: str) -> object:

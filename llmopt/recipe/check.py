@@ -15,7 +15,8 @@ Path = tuple[str | int, ...]  # ("loads", 1, "concurrency")
 
 MAX_NAME_LEN = 64  # names become directory names
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+UNIFORM_METHODS = ("rtn", "gptq", "qronos", "awq", "awq+gptq")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _name_problems(recipe)
     yield from _count_problems(recipe)
     for index, target in enumerate(recipe.targets):
-        if target.quantize is not None:
+        if isinstance(target.quantize, QuantizeSpec):
             yield from _quantize_problems(("targets", index, "quantize"), target.quantize)
     yield from _load_problems(recipe)
 
@@ -46,7 +47,7 @@ def _name_problems(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(
                 path,
                 f"{name!r} cannot be used as a name",
-                f"Use at most {MAX_NAME_LEN} letters, digits, '.', '_' and '-', "
+                f"Use at most {MAX_NAME_LEN} letters, digits, '.', '_', '+' and '-', "
                 "beginning with a letter or digit.",
             )
     models: list[tuple[Path, str]] = [(("base", "model"), recipe.base.model)]
@@ -92,11 +93,30 @@ def _count_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _quantize_problems(path: Path, spec: QuantizeSpec) -> Iterator[Problem]:
+    uniform = spec.method in UNIFORM_METHODS
+    if uniform != (spec.bits is not None):
+        yield Problem(
+            (*path, "bits"),
+            f"{spec.method} {'needs' if uniform else 'has no choice of'} bits",
+            "Add bits, such as 4." if uniform else "Remove it.",
+        )
+    if (spec.method == "gguf") != (spec.mix is not None):
+        yield Problem(
+            (*path, "mix"),
+            f"{spec.method} {'needs' if spec.mix is None else 'has no'} mix",
+            "Add one, such as q4_k_m." if spec.mix is None else "Remove it.",
+        )
     if spec.group_size is not None and spec.group_size < 1:
         yield Problem(
             (*path, "group_size"),
             f"group_size is {spec.group_size}",
             "Use a positive number, such as 64, or null for one group per output row.",
+        )
+    if uniform and spec.format in ("bitsandbytes", "gguf"):
+        yield Problem(
+            (*path, "format"),
+            f"{spec.method} weights cannot be stored as {spec.format}",
+            "Use the format gptq, awq or compressed-tensors.",
         )
     if spec.format == "awq" and (spec.bits != 4 or spec.group_size is None):
         yield Problem(
@@ -107,8 +127,10 @@ def _quantize_problems(path: Path, spec: QuantizeSpec) -> Iterator[Problem]:
 
 
 def _load_problems(recipe: Recipe) -> Iterator[Problem]:
-    if not recipe.loads:
-        yield Problem(("loads",), "there is no load", "Give at least one.")
+    if not recipe.loads and recipe.quality is None:
+        yield Problem(
+            ("loads",), "there is neither a load nor quality", "Give at least one of the two."
+        )
     seen: set[tuple[int, int, int]] = set()
     for index, load in enumerate(recipe.loads):
         if load.num_requests < load.concurrency:

@@ -6,23 +6,28 @@ RecipeError that says file:line, what was found and what is allowed; nothing is 
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import yaml
 
 from llmopt.errors import RecipeError, UsageError
 from llmopt.recipe.build import build, line_of
-from llmopt.recipe.check import MAX_NAME_LEN, problems
+from llmopt.recipe.check import MAX_NAME_LEN, Problem, problems
 from llmopt.recipe.schema import Base, Dtype, Load, Quality, Recipe, Target
 
+Rule = Callable[[Recipe], Iterable[Problem]]
 
-def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe file. Raises RecipeError (file:line, what was found, what is allowed)."""
+
+def load_recipe(path: str | Path, *rules: Rule) -> Recipe:
+    """Read a recipe file. Raises RecipeError (file:line, what was found, what is allowed).
+
+    rules: what it must keep besides, in the view of those who will measure it
+    """
     path = Path(path)
     root = _parse(path)
     recipe = build(Recipe, root, str(path))
-    for problem in problems(recipe):
+    for problem in itertools.chain(*(rule(recipe) for rule in (problems, *rules))):
         line = line_of(root, problem.path)
         raise RecipeError(f"{path}:{line}: {problem.message}", problem.remedy)
     return recipe
@@ -92,7 +97,7 @@ def _parse(path: Path) -> yaml.Node:
     except RecursionError:
         raise RecipeError(f"{path} is nested too deeply", "Flatten it.") from None
     if root is None:
-        raise RecipeError(f"{path} is empty", "A recipe has at least name, base, targets, loads.")
+        raise RecipeError(f"{path} is empty", "A recipe has at least name, base, targets.")
     return root
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+OWN_ENGINE = "llmopt"
 BUNDLED_TEXT = "bundled"  # the text that the package ships, in place of a path
 
 _DTYPE_LABELS: dict[Dtype, str] = {
@@ -25,24 +26,50 @@ _DTYPE_LABELS: dict[Dtype, str] = {
 class QuantizeSpec:
     """How a target's weights are made from its model, and how their checkpoint stores them.
 
-    `group_size` None: one group per row.
+    bits, group_size, symmetric: of rtn, gptq and awq only; `group_size` None: one group per row
+    format: absent: the one that most engines read
+    double_quant: of nf4 and fp4; mix: of gguf, such as q4_k_m
+    propagate: calibrate on what the quantized blocks before put out, not on the source's
+    overrides: other settings of single modules, such as "*.down_proj=bits:8,group:32"
+    engine: who quantizes: llmopt, or a quantizer of others in an environment of its own
     """
 
-    method: Literal["rtn", "gptq", "awq", "awq+gptq"]
-    bits: Literal[4, 8]
-    group_size: int | None
+    method: Literal[
+        "rtn",
+        "gptq",
+        "qronos",
+        "awq",
+        "awq+gptq",
+        "nf4",
+        "fp4",
+        "int8",
+        "w8a16",
+        "w8a8",
+        "fp8",
+        "gguf",
+    ]
+    bits: Literal[2, 3, 4, 8] | None = None
+    group_size: int | None = None
     symmetric: bool = True
-    format: Literal["gptq", "awq", "compressed-tensors"] = "gptq"
+    format: Literal["gptq", "awq", "compressed-tensors", "bitsandbytes", "gguf"] | None = None
+    double_quant: bool = False
+    mix: str | None = None
+    propagate: bool = True
+    overrides: tuple[str, ...] = ()
+    engine: str = OWN_ENGINE
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One thing to compare: a model as it is (in `dtype`), or quantized on the fly."""
+    """One thing to compare: a model as it is (in `dtype`), or quantized on the fly.
+
+    quantize: a scheme's name, such as "gptq-w4g64-asym", or all settings
+    """
 
     name: str
     model: str  # alias, directory or hub id
     dtype: Dtype = "auto"
-    quantize: QuantizeSpec | None = None
+    quantize: QuantizeSpec | str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +115,15 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A comparison: base and targets, each under every load. `quality` None: not measured."""
+    """A comparison: base and targets, each under every load. `quality` None: not measured.
+
+    Without loads, speed is not measured.
+    """
 
     name: str
     base: Base
     targets: tuple[Target, ...]
-    loads: tuple[Load, ...]
+    loads: tuple[Load, ...] = ()
     repeats: int = 3
     warmup_requests: int = 1
     seed: int = 0
@@ -104,11 +134,11 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One measurement of the recipe: a target under a load."""
+    """One measurement of the recipe: a target under a load, or only its quality."""
 
     cell_id: str
     target: Target
-    load: Load
+    load: Load | None
 
 
 def all_targets(recipe: Recipe) -> tuple[Target, ...]:
@@ -120,12 +150,14 @@ def cells(recipe: Recipe) -> list[Cell]:
     """Return the cells in order (load by load, base first), each with its stable id.
 
     The id is "<recipe>-<target>-c<concurrency>"; where several loads share a concurrency, it also
-    says the lengths: "-p<prompt tokens>-o<output tokens>".
+    says the lengths: "-p<prompt tokens>-o<output tokens>". Without loads it ends in "-quality".
     """
-    suffixes = _load_suffixes(recipe.loads)
+    loads: list[tuple[Load | None, str]] = [(None, "quality")]
+    if recipe.loads:
+        loads = list(zip(recipe.loads, _load_suffixes(recipe.loads), strict=True))
     return [
         Cell(f"{recipe.name}-{target.name}-{suffix}", target, load)
-        for load, suffix in zip(recipe.loads, suffixes, strict=True)
+        for load, suffix in loads
         for target in all_targets(recipe)
     ]
 
@@ -148,7 +180,8 @@ def cell_document(recipe: Recipe, cell: Cell) -> dict[str, object]:
     whole = to_document(recipe)
     shared = ("base", "warmup_requests", "seed", "backend", "calibration", "quality")
     document = {key: whole[key] for key in shared}
-    return document | {"target": asdict(cell.target), "load": asdict(cell.load)}
+    load = None if cell.load is None else asdict(cell.load)
+    return document | {"target": asdict(cell.target), "load": load}
 
 
 def _load_suffixes(loads: Sequence[Load]) -> list[str]:

@@ -5,13 +5,14 @@ one space between them, and a number is never longer than its column because of 
 nothing; the full digits are in CSV and JSON.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llmopt.report.rows import Row
 from llmopt.results.schema import Percentiles
 
 MISSING = "–"
+OWN_ENGINE = "llmopt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +101,61 @@ def _percent(share: float | None) -> str:
     return f"{100 * share:.{1 if share < 0.0995 else 0}f}%"
 
 
-COLUMNS = (
-    Column("target", lambda row: row.target, is_number=False),
-    Column("conc", lambda row: str(row.load.concurrency)),
+def _concurrency(row: Row) -> str:
+    return MISSING if row.load is None else str(row.load.concurrency)
+
+
+def _linear_bits(row: Row) -> str:
+    if row.model is None:
+        return MISSING
+    bits = row.model.linear_bits_per_weight
+    return f"{row.model.bits_per_weight if bits is None else bits:.2f}"
+
+
+def _engine(row: Row) -> str:
+    made = row.quantization
+    if made is None:
+        return MISSING
+    version = None if made.engine == OWN_ENGINE else made.engine_version
+    return f"{made.engine} {version or ''}".strip()
+
+
+def _kld_or_status(row: Row) -> str:
+    return kld_text(row) if row.status == "ok" else row.status
+
+
+def _seconds(row: Row) -> str:
+    seconds = row.quantization.seconds if row.quantization else None
+    return MISSING if seconds is None else three_digits(seconds)
+
+
+def _peak_memory(row: Row) -> str:
+    return _megabytes(row.quantization.host_peak_bytes if row.quantization else None)
+
+
+def _peak_device_memory(row: Row) -> str:
+    return _megabytes(row.quantization.device_peak_bytes if row.quantization else None)
+
+
+def _megabytes(num_bytes: int | None) -> str:
+    return MISSING if num_bytes is None else three_digits(num_bytes / 1e6)
+
+
+_TARGET = Column("target", lambda row: row.target, is_number=False)
+_KLD_HEADER = "KLD [95 % CI]"
+_TOP1 = Column("top-1", _top1)
+_PPL_RATIO = Column("PPL\nratio", _ppl_ratio)
+_ENGINE = Column("engine", _engine, is_number=False)
+_PEAK_DEVICE_MEMORY = Column("GPU\nMB", _peak_device_memory)
+
+SPEED_COLUMNS = (
+    _TARGET,
+    Column("conc", _concurrency),
     Column("size\nMB", _size),
     Column("bits/\nweight", _bits),
-    Column("KLD [95 % CI]", kld_text),
-    Column("top-1", _top1),
-    Column("PPL\nratio", _ppl_ratio),
+    Column(_KLD_HEADER, kld_text),
+    _TOP1,
+    _PPL_RATIO,
     Column("TTFT\nms", _ttft),
     Column("TPOT\nms", _tpot),
     Column("tok/s", _throughput),
@@ -115,3 +163,31 @@ COLUMNS = (
     Column("MFU", _mfu),
     Column("MBU", _mbu),
 )
+QUALITY_COLUMNS = (
+    _TARGET,
+    Column("linear\nbits", _linear_bits),
+    Column("size\nMB", _size),
+    Column(_KLD_HEADER, _kld_or_status),
+    _TOP1,
+    _PPL_RATIO,
+    Column("seconds", _seconds),
+    Column("peak\nMB", _peak_memory),
+)
+
+
+def columns_of(rows: Sequence[Row]) -> tuple[Column, ...]:
+    """Return the columns of a section: of speed, or of quality and what it took to get there.
+
+    The engine has a column where others than llmopt quantized, and so has the memory of a GPU.
+    """
+    if any(row.load is not None for row in rows):
+        return SPEED_COLUMNS
+    made = [row.quantization for row in rows if row.quantization is not None]
+    engine = (_ENGINE,) if any(record.engine != OWN_ENGINE for record in made) else ()
+    gpu = any(record.device_peak_bytes is not None for record in made)
+    return (
+        QUALITY_COLUMNS[0],
+        *engine,
+        *QUALITY_COLUMNS[1:],
+        *((_PEAK_DEVICE_MEMORY,) if gpu else ()),
+    )

@@ -11,7 +11,13 @@ import json
 from llmopt.report.report import Report
 from llmopt.report.rows import Row, Speed
 from llmopt.results.codec import to_json
-from llmopt.results.schema import LoadSpec, ModelFacts, Percentiles, QualityRecord
+from llmopt.results.schema import (
+    LoadSpec,
+    ModelFacts,
+    Percentiles,
+    QualityRecord,
+    QuantizationRecord,
+)
 
 Value = str | int | float | bool | None
 
@@ -49,16 +55,17 @@ def flat(row: Row) -> dict[str, Value]:
         **_load(row.load),
         **_model(row.model),
         **_quality(row.quality),
+        **_quantization(row.quantization),
         **_speed(row.speed),
     }
 
 
-def _load(load: LoadSpec) -> dict[str, Value]:
+def _load(load: LoadSpec | None) -> dict[str, Value]:
     return {
-        "concurrency": load.concurrency,
-        "num_requests": load.num_requests,
-        "prompt_tokens": load.prompt_tokens,
-        "output_tokens": load.output_tokens,
+        "concurrency": load.concurrency if load else None,
+        "num_requests": load.num_requests if load else None,
+        "prompt_tokens": load.prompt_tokens if load else None,
+        "output_tokens": load.output_tokens if load else None,
     }
 
 
@@ -90,6 +97,26 @@ def _quality(quality: QualityRecord | None) -> dict[str, Value]:
         "ppl_ratio": quality.ppl_ratio if quality else None,
         "ppl_ratio_low": quality.ppl_ratio_ci[0] if quality else None,
         "ppl_ratio_high": quality.ppl_ratio_ci[1] if quality else None,
+    }
+
+
+def _quantization(record: QuantizationRecord | None) -> dict[str, Value]:
+    calibration = record.calibration if record else None
+    return {
+        "quantization_engine": record.engine if record else None,
+        "quantization_engine_version": record.engine_version if record else None,
+        "quantization_scheme": record.scheme if record else None,
+        "quantization_format": record.format if record else None,
+        "quantization_s": record.seconds if record else None,
+        "quantization_shared_s": record.shared_seconds if record else None,
+        "quantization_host_peak_bytes": record.host_peak_bytes if record else None,
+        "quantization_host_before_bytes": record.host_before_bytes if record else None,
+        "quantization_device_peak_bytes": record.device_peak_bytes if record else None,
+        "quantization_num_threads": record.num_threads if record else None,
+        "calibration_text": calibration.text_name if calibration else None,
+        "calibration_num_samples": calibration.num_samples if calibration else None,
+        "calibration_sample_tokens": calibration.sample_tokens if calibration else None,
+        "quantized_at": record.made_at if record else None,
     }
 
 

@@ -11,7 +11,8 @@ _GAP = 6  # points between a marker and its label
 _MARKER_RADIUS = 5  # points
 
 # offset in points, horizontal and vertical alignment; diagonals first: error bars are never there
-_PLACES = (
+Place = tuple[int, int, str, str]
+NEAR_PLACES: tuple[Place, ...] = (
     (_GAP, 3, "left", "bottom"),
     (_GAP, -3, "left", "top"),
     (-_GAP, 3, "right", "bottom"),
@@ -21,10 +22,20 @@ _PLACES = (
     (-_GAP, 12, "right", "bottom"),
     (-_GAP, -12, "right", "top"),
 )
+# the same at larger distances, for crowds: a thin line leads from the marker to the label
+FAR_PLACES: tuple[Place, ...] = tuple(
+    (side * across, up, alignment, "center")
+    for across in (24, 48, 80)
+    for up in (0, 12, -12, 24, -24, 36, -36, 52, -52)
+    for side, alignment in ((1, "left"), (-1, "right"))
+)
 
 
-def place_labels(figure: Any, axes: Any) -> None:
-    """Label every error-bar container of `axes` with its own label, in its own colour."""
+def place_labels(figure: Any, axes: Any, places: Sequence[Place] = NEAR_PLACES) -> None:
+    """Label every error-bar container of `axes` with its own label, in its own colour.
+
+    `places` are tried in order; see `NEAR_PLACES` and `FAR_PLACES`.
+    """
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
@@ -39,8 +50,8 @@ def place_labels(figure: Any, axes: Any) -> None:
         taken += [line.get_window_extent(renderer) for line in (*caps, *bars)]
     for container in axes.containers:
         marker = container.lines[0]
-        labels = [_label(axes, container, marker, place) for place in _PLACES]
-        boxes = [label.get_window_extent(renderer) for label in labels]
+        labels = [_label(axes, container, marker, place) for place in places]
+        boxes = [_text_box(label, renderer) for label in labels]
         costs = [_cost(box, taken, inside) for box in boxes]
         best = costs.index(min(costs))
         for label in labels[:best] + labels[best + 1 :]:
@@ -48,8 +59,10 @@ def place_labels(figure: Any, axes: Any) -> None:
         taken.append(boxes[best])
 
 
-def _label(axes: Any, container: Any, marker: Any, place: tuple[int, int, str, str]) -> Any:
+def _label(axes: Any, container: Any, marker: Any, place: Place) -> Any:
     dx, dy, horizontal, vertical = place
+    color = marker.get_color()
+    line = {"arrowstyle": "-", "color": color, "linewidth": 0.5, "alpha": 0.6}
     label = axes.annotate(
         container.get_label(),
         marker.get_xydata()[0],
@@ -58,10 +71,19 @@ def _label(axes: Any, container: Any, marker: Any, place: tuple[int, int, str, s
         ha=horizontal,
         va=vertical,
         fontsize=8.5,
-        color=marker.get_color(),
+        color=color,
+        arrowprops=line if place in FAR_PLACES else None,
     )
     label.set_in_layout(False)
     return label
+
+
+def _text_box(label: Any, renderer: Any) -> Any:
+    """The box of a label's text, without the line that leads to it."""
+    from matplotlib.text import Text
+
+    label.update_positions(renderer)
+    return Text.get_window_extent(label, renderer)
 
 
 def _cost(box: Any, taken: Sequence[Any], inside: Any) -> float:

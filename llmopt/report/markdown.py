@@ -6,7 +6,7 @@ cannot break the table.
 
 from collections.abc import Iterable
 
-from llmopt.report.columns import COLUMNS
+from llmopt.report.columns import columns_of
 from llmopt.report.report import Report, Section
 
 
@@ -19,13 +19,14 @@ def to_markdown(report: Report) -> str:
 
 
 def _section(section: Section) -> str:
+    columns = columns_of(section.rows)
     lines = [
         f"**{_escape(section.title)}**",
         "",
-        _line(_header(column.header) for column in COLUMNS),
-        _line("---:" if column.is_number else "---" for column in COLUMNS),
+        _line(_header(column.header) for column in columns),
+        _line("---:" if column.is_number else "---" for column in columns),
     ]
-    lines += [_line(_escape(column.text(row)) for column in COLUMNS) for row in section.rows]
+    lines += [_line(_escape(column.text(row)) for column in columns) for row in section.rows]
     return "\n".join(lines)
 
 

@@ -4,26 +4,43 @@ Knows nothing about layout: each note is one line of plain text. The law: a read
 there can tell from the notes how every column was defined, and which rows not to trust.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from llmopt.errors import ResultError
 from llmopt.report.columns import three_digits
 from llmopt.report.rows import Row
-from llmopt.results.schema import Ceilings, CellResult, Environment, QualityRecord
+from llmopt.results.schema import (
+    Ceilings,
+    CellResult,
+    Environment,
+    LoadSpec,
+    QualityRecord,
+)
 
 MAX_QUIET_SPREAD = 0.10  # of the median: (max - min) of the runs' throughput above it gets a note
 
-DEFINITIONS = (
-    "size: bytes of the checkpoint's weight files; bits/weight: bits of all their tensors / number "
-    "of parameters, so embeddings, scales and zeros are included.",
+_QUALITY_DEFINITION = (
     "KLD: mean KL(base || target) of the next-token distributions, nats per token, with its "
     "confidence interval; top-1: how often both have the same most likely token; PPL ratio: "
-    "perplexity of the target / of the base.",
+    "perplexity of the target / of the base."
+)
+SPEED_DEFINITIONS = (
+    "size: bytes of the checkpoint's weight files; bits/weight: bits of all their tensors / number "
+    "of parameters, so embeddings, scales and zeros are included.",
+    _QUALITY_DEFINITION,
     "TTFT (ttft): from the moment the load wanted the request to its first token. TPOT (tpot): "
     "(last token - first token) / (tokens - 1), so the first token is excluded. Both are p50 over "
     "all requests of all runs.",
     "tok/s (output_throughput): output tokens / duration of the whole run, median of the runs; "
     "speed-up: its ratio to the base at the same load.",
+)
+QUALITY_DEFINITIONS = (
+    "linear bits: stored bits of all linear layers in the decoder blocks, with scales, zero points "
+    "and indices / their weights; size: bytes of the weight files, with embeddings.",
+    _QUALITY_DEFINITION,
+    "seconds: quantizing and writing, without what the schemes of a pass share; peak: the most "
+    "memory that the process held while it worked for the scheme or for all of the pass, mapped "
+    "files left out.",
 )
 
 
@@ -39,19 +56,34 @@ def make_notes(
     if num_superseded:
         notes.append(f"{num_superseded} older results of the same cells are not shown.")
     notes += filter(None, (_spread_note(row) for row in rows))
-    if rows:
-        notes += DEFINITIONS
+    definitions: list[str] = []
+    if any(row.load is not None for row in rows):
+        definitions += SPEED_DEFINITIONS
+    if any(row.load is None for row in rows):
+        definitions += QUALITY_DEFINITIONS
+    notes += _distinct(definitions)
     notes += _distinct(_ceilings_note(r.ceilings) for r in results if r.ceilings)
-    notes += _distinct(_quality_note(r.quality) for r in results if r.quality)
+    several = len({row.recipe for row in rows}) > 1
+    of = {recipe: f"{recipe}: " if several else "" for recipe in (row.recipe for row in rows)}
+    notes += _distinct(
+        of[r.recipe_name] + _quality_note(r.quality) for r in results if r.quality is not None
+    )
+    notes += _distinct(of[row.recipe] + note for row in rows for note in _quantization_notes(row))
     notes += _distinct(r.model.note for r in results if r.model and r.model.note)
-    notes += _distinct(_load_note(row) for row in rows)
+    notes += _distinct(_load_note(row.load, row.num_runs) for row in rows if row.load is not None)
     notes += _distinct(_software_note(r.environment) for r in results)
     return notes
 
 
 def _problem_note(row: Row) -> str:
     verb = "failed" if row.status == "failed" else "is invalid"
-    return f"{row.target} at concurrency {row.load.concurrency} {verb}: {row.reason}"
+    return f"{_name(row)} {verb}: {row.reason}"
+
+
+def _name(row: Row) -> str:
+    if row.load is None:
+        return row.target
+    return f"{row.target} at concurrency {row.load.concurrency}"
 
 
 def _spread_note(row: Row) -> str | None:
@@ -61,7 +93,7 @@ def _spread_note(row: Row) -> str | None:
     if high - low <= MAX_QUIET_SPREAD * row.speed.output_throughput:
         return None
     return (
-        f"{row.target} at concurrency {row.load.concurrency} is noisy: its runs went from "
+        f"{_name(row)} is noisy: its runs went from "
         f"{three_digits(low)} to {three_digits(high)} tok/s."
     )
 
@@ -87,12 +119,26 @@ def _quality_note(quality: QualityRecord) -> str:
     )
 
 
-def _load_note(row: Row) -> str:
-    load = row.load
+def _quantization_notes(row: Row) -> Iterator[str]:
+    """What a quantizer saw, and what its schemes shared; of rows that say what it took."""
+    made = row.quantization
+    if row.load is not None or made is None:
+        return
+    seen = made.calibration
+    if seen is not None:
+        yield (
+            f"Calibration: {seen.num_samples} windows of {seen.sample_tokens} tokens of "
+            f"{seen.text_name} (sha256 {seen.text_sha256[:8]})."
+        )
+    if made.shared_seconds:
+        yield f"Shared by the schemes of a pass: {three_digits(made.shared_seconds)} s."
+
+
+def _load_note(load: LoadSpec, num_runs: int) -> str:
     return (
         f"Load: {load.kind} loop of {load.num_requests} requests, {load.concurrency} in flight, "
         f"{load.prompt_tokens} prompt and {load.output_tokens} output tokens each; "
-        f"{row.num_runs} runs."
+        f"{num_runs} runs."
     )
 
 

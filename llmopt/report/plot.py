@@ -1,11 +1,10 @@
-"""One picture: what was lost (KLD) against what was gained (output throughput).
+"""One picture: what was lost (KLD) against what was gained: output throughput, or size.
 
 Knows nothing about how either was measured; imports matplotlib only when it draws. The law: a
 target has the same colour and marker in every panel and its name beside it, so that the picture
 also reads in grey and to the colour-blind (palette of Okabe and Ito).
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ from typing import Any
 from llmopt.report.labels import place_labels
 from llmopt.report.report import Report
 from llmopt.report.rows import Row
+from llmopt.report.scheme_plot import has_kld, look, scheme_figure
 from llmopt.results.files import make_directory, output_error
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _MAX_LINEAR_RANGE = 20  # of KLDs, largest / smallest; above it the axis is logarithmic
 _MAX_PANELS_ACROSS = 3
 
@@ -24,10 +22,11 @@ Panel = tuple[str, list[Row]]  # title, rows that have a speed
 
 
 def write_plot(report: Report, path: str | Path) -> Path | None:
-    """Draw the report to a PNG and return its path; None if no row has both quality and speed.
+    """Draw the report to a PNG and return its path; None if no row can be drawn.
 
-    One panel per load of each section; error bars are the confidence interval of the KLD and the
-    range of the runs' throughput; the base is a vertical line. Raises OutputError.
+    Where rows have both quality and speed, one panel per load of each section; error bars are the
+    confidence interval of the KLD and the range of the runs' throughput; the base is a vertical
+    line. Otherwise the quality of the schemes against their bits. Raises OutputError.
     """
     path = Path(path)
     figure = make_figure(report)
@@ -42,28 +41,24 @@ def write_plot(report: Report, path: str | Path) -> Path | None:
 
 
 def make_figure(report: Report) -> Any:
-    """Return the picture as a matplotlib Figure; None if no row has both quality and speed."""
+    """Return the picture as a matplotlib Figure; None if no row can be drawn."""
     panels = _panels(report)
-    return _figure(panels, report) if panels else None
+    return _figure(panels, report) if panels else scheme_figure(report)
 
 
 def _panels(report: Report) -> list[Panel]:
     panels: dict[str, list[Row]] = {}
     for section in report.sections:
         for row in section.rows:
-            if row.speed is None or not (row.is_base or _has_kld(row)):
-                continue
             load = row.load
+            if load is None or row.speed is None or not (row.is_base or has_kld(row)):
+                continue
             lengths = f"{load.prompt_tokens} prompt + {load.output_tokens} output tokens"
             title = f"concurrency {load.concurrency}: {lengths}"
             if len(report.sections) > 1:
                 title = f"{section.title}\n{title}"
             panels.setdefault(title, []).append(row)
     return [(title, rows) for title, rows in panels.items() if any(not row.is_base for row in rows)]
-
-
-def _has_kld(row: Row) -> bool:
-    return row.quality is not None and math.isfinite(row.quality.kld_mean)
 
 
 def _figure(panels: Sequence[Panel], report: Report) -> Any:
@@ -137,8 +132,7 @@ def _draw_target(axes: Any, row: Row, index: int) -> None:
         kld,
         xerr=[[center - speed.output_throughput_min], [speed.output_throughput_max - center]],
         yerr=[[max(kld - low, 0)], [max(high - kld, 0)]],
-        color=_COLORS[index % len(_COLORS)],
-        marker=_MARKERS[(index + index // len(_COLORS)) % len(_MARKERS)],
+        **look(index),
         markersize=7,
         elinewidth=1.2,
         capsize=2.5,

@@ -1,7 +1,7 @@
 """A report: rows in comparable sections, and notes. What every renderer is given.
 
 Knows nothing about formats. The law: rows that were measured on different machines, with different
-backends or from different recipes never stand in one section.
+backends or from different recipes never stand in one section, nor do speed and quality only.
 """
 
 from collections.abc import Sequence
@@ -38,11 +38,11 @@ def make_report(results: Sequence[CellResult], errors: Sequence[ResultError] = (
     """Return the report of these results; `errors` are the files that could not be read."""
     shown = newest(results)
     rows = make_rows(shown)
-    sections: dict[str, list[Row]] = {}
+    sections: dict[tuple[str, bool], list[Row]] = {}
     for row in rows:
         title = f"{row.recipe}: {row.backend} on {row.machine}"
-        sections.setdefault(title, []).append(row)
+        sections.setdefault((title, row.load is None), []).append(row)
     return Report(
-        sections=tuple(Section(title, tuple(members)) for title, members in sections.items()),
+        sections=tuple(Section(title, tuple(members)) for (title, _), members in sections.items()),
         notes=tuple(make_notes(shown, rows, len(results) - len(shown), errors)),
     )

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from llmopt.results.schema import CellResult, LoadSpec, ModelFacts, QualityRecord, Summary
+from llmopt.results.schema import (
+    CellResult,
+    LoadSpec,
+    ModelFacts,
+    QualityRecord,
+    QuantizationRecord,
+    Summary,
+)
 
 Status = Literal["ok", "invalid", "failed"]
 
@@ -38,12 +45,13 @@ class Row:
     backend: str
     target: str
     is_base: bool
-    load: LoadSpec
+    load: LoadSpec | None  # None: only quality was measured
     status: Status
     reason: str | None  # of an invalid or failed row
     num_runs: int
     model: ModelFacts | None
     quality: QualityRecord | None
+    quantization: QuantizationRecord | None
     speed: Speed | None
     created_at: str
 
@@ -100,15 +108,19 @@ def _row(result: CellResult, base: Summary | None) -> Row:
         num_runs=len(result.runs),
         model=result.model,
         quality=result.quality,
+        quantization=result.quantization,
         speed=speed,
         created_at=result.created_at,
     )
 
 
 def _problem(result: CellResult) -> str | None:
-    """Return why the speed of a cell cannot be shown, in one line; None if it can."""
+    """Return why what a cell measures cannot be shown, in one line; None if it can."""
     if result.error is not None:
         return " ".join(result.error.split()) or "an error without a message"
+    if result.load is None:
+        is_base = result.target == result.base_target
+        return None if is_base or result.quality is not None else "nothing was measured"
     if result.summary is None or not result.summary.run_output_throughput:
         return "nothing was measured"
     failed = [f"{check.name}: {check.detail}" for check in result.validity if not check.passed]
@@ -134,16 +146,17 @@ def _ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float 
 
 
 def _base_key(result: CellResult) -> _BaseKey:
-    load = result.load
-    lengths = (load.concurrency, load.prompt_tokens, load.output_tokens)
-    return (machine(result), result.recipe_name, result.backend.name, *lengths)
+    return (machine(result), result.recipe_name, result.backend.name, *_lengths(result.load))
+
+
+def _lengths(load: LoadSpec | None) -> tuple[int, int, int]:
+    return (0, 0, 0) if load is None else (load.concurrency, load.prompt_tokens, load.output_tokens)
 
 
 def _order(result: CellResult) -> tuple[int, int, int, int, str]:
-    load = result.load
     names = [result.base_target, *_target_names(result.recipe)]
     position = names.index(result.target) if result.target in names else len(names)
-    return (load.concurrency, load.prompt_tokens, load.output_tokens, position, result.target)
+    return (*_lengths(result.load), position, result.target)
 
 
 def _target_names(recipe: dict[str, object]) -> list[object]:

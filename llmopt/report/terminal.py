@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llmopt.report.columns import COLUMNS
+from llmopt.report.columns import columns_of
 from llmopt.report.report import Report, Section
 from llmopt.report.rows import Row
 
@@ -50,7 +50,8 @@ def _table(section: Section) -> Table:
         padding=0,
         show_edge=False,
     )
-    for column in COLUMNS:
+    columns = columns_of(section.rows)
+    for column in columns:
         table.add_column(
             column.header,
             justify="right" if column.is_number else "left",
@@ -62,7 +63,7 @@ def _table(section: Section) -> Table:
     for row in section.rows:
         if previous is not None and previous.load != row.load:
             table.add_section()
-        cells = (Text(column.text(row)) for column in COLUMNS)
+        cells = (Text(column.text(row)) for column in columns)
         table.add_row(*cells, style=_STYLES[row.status])
         previous = row
     return table

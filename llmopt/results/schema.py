@@ -67,7 +67,7 @@ class ModelFacts:
     """Which weights were served, and how large they are."""
 
     name: str
-    path_hash: str  # sha256 of config.json, the safetensors headers and samples of the data
+    path_hash: str  # sha256 of the config, the files' headers and samples of the data
     architecture: str
     scheme: str  # "fp32", "bf16", "gptq-w4g64"
     compute_dtype: str  # dtype of the activations
@@ -75,20 +75,33 @@ class ModelFacts:
     file_bytes: int
     weight_bytes: int  # read by one decode step
     bits_per_weight: float  # all bits of the file's tensors / logical parameters
-    linear_bits_per_weight: float | None  # quantized linears only, scales and zeros included
+    linear_bits_per_weight: float | None  # of all layers in decoder blocks, scales and zeros too
     kernels: tuple[str, ...]  # the kernels that its linear layers ran
     note: str | None = None  # where the weights come from, if a reader must know
 
 
 @dataclass(frozen=True, slots=True)
+class WindowedLayers:
+    """The attention of all layers in which a token sees at most `window` tokens."""
+
+    window: int
+    flops_attention_per_token_per_context: int
+    kv_bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
 class CostModel:
-    """Coefficients from which MFU and MBU follow, given the events of a run."""
+    """Coefficients from which MFU and MBU follow, given the events of a run.
+
+    The two of the attention are of the layers that see the whole context.
+    """
 
     flops_per_token_linear: int  # all linear layers but the lm_head, per token
     flops_lm_head: int  # per sampled token
-    flops_attention_per_token_per_context: int  # per token and per token of its context, all layers
+    flops_attention_per_token_per_context: int  # per token and per token of its context
     weight_bytes: int  # read once per engine step
-    kv_bytes_per_token: int  # keys and values of one token, all layers
+    kv_bytes_per_token: int  # keys and values of one token
+    windowed_layers: tuple[WindowedLayers, ...] = ()  # by window
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +175,39 @@ class QualityRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class CalibrationFacts:
+    """What a quantizer saw: `num_samples` windows of `sample_tokens` tokens of a text."""
+
+    text_name: str
+    text_sha256: str
+    num_samples: int
+    sample_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationRecord:
+    """How a checkpoint was quantized. `None`: not known, or there is no such thing.
+
+    `seconds`: of this scheme alone; `shared_seconds`: of what all schemes that were made in the
+    same pass share, such as statistics of the source. The peaks are of the whole process while it
+    worked for this scheme; `host_before_bytes` is what it held before it began.
+    """
+
+    scheme: str  # "gptq-w4g64"
+    format: str  # "gptq", "compressed-tensors", "gguf"
+    engine: str  # "llmopt", or the quantizer of others that made it
+    engine_version: str | None
+    seconds: float | None
+    shared_seconds: float | None
+    host_peak_bytes: int | None  # memory that mapped files take is not in it
+    host_before_bytes: int | None
+    device_peak_bytes: int | None
+    num_threads: int | None
+    calibration: CalibrationFacts | None
+    made_at: str | None  # ISO 8601, UTC
+
+
+@dataclass(frozen=True, slots=True)
 class ValidityCheck:
     """One condition under which the numbers of a cell mean what they say."""
 
@@ -205,7 +251,7 @@ class CellResult:
     """One cell of a sweep: a target under a load. The content of one result file.
 
     A cell that failed has `error` set and `summary` None; what was known before the failure is
-    kept.
+    kept. A cell without a load is of quality only: it has no runs, no summary and no error.
     """
 
     cell_id: str
@@ -215,7 +261,7 @@ class CellResult:
     base_target: str  # name of the target that this one is compared with
     model: ModelFacts | None
     backend: BackendFacts
-    load: LoadSpec
+    load: LoadSpec | None
     environment: Environment
     ceilings: Ceilings | None
     cost: CostModel | None
@@ -225,6 +271,7 @@ class CellResult:
     summary: Summary | None
     error: str | None
     created_at: str  # ISO 8601, UTC
+    quantization: QuantizationRecord | None = None  # of a target that a quantizer made
     schema_version: int = SCHEMA_VERSION
 
 

@@ -13,6 +13,7 @@ from llmopt.results import files
 from llmopt.results.codec import from_json, to_json
 from llmopt.results.schema import SCHEMA_VERSION, CellResult
 
+_CHECKPOINT_FILES = {"config.json", "quantization.json"}
 JOURNAL_NAME = "partial.json"  # an unfinished cell, written by llmopt.results.journal
 
 
@@ -56,7 +57,8 @@ def read_results(
 ) -> tuple[list[CellResult], list[ResultError]]:
     """Read files, and directories with all the .json files below them.
 
-    Journals and model checkpoints (directories with a config.json) below a directory are left out.
+    Journals and model checkpoints (directories with a config.json or a quantization.json) below a
+    directory are left out.
 
     Returns the results in the order of the paths (sorted within a directory; a file that is
     reached twice is read once), and one error for each path that gave none.
@@ -90,7 +92,7 @@ def _expand(paths: Iterable[str | Path], errors: list[ResultError]) -> Iterator[
 
 def _walk(directory: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(directory):
-        if "config.json" in names:  # a checkpoint, which a bench may have made here
+        if _CHECKPOINT_FILES.intersection(names):  # a bench may have made it here
             folders.clear()
             continue
         for name in names:

@@ -118,14 +118,32 @@ def test_the_main_job_from_quantizing_to_the_report(model, tmp_path):
     assert "| " in (tmp_path / "table.md").read_text()
 
 
-def test_a_recipe_writes_one_result_per_cell_and_the_picture(recipe, tmp_path):
+def test_a_recipe_writes_one_result_per_cell(recipe, tmp_path):
     done = run("bench", recipe, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    picture = tmp_path / "picture.png"
-    reported = run("report", tmp_path / "out", "--format", "json", "--png", picture)
+    assert len(list(tmp_path.rglob("0001-*.json"))) == 2
+    reported = run("report", tmp_path / "out", "--format", "json")
     assert reported.returncode == 0, reported.stderr
     assert "rtn-w4g32" in reported.stdout
+
+
+def test_a_recipe_without_loads_compares_methods_and_draws_them(recipe, tmp_path):
+    lines = recipe.read_text().splitlines(keepends=True)
+    scheme = "{method: rtn, bits: 4, group_size: 32}"
+    kept = [line.replace(scheme, "rtn-w4g32") for line in lines if "conc" not in line]
+    recipe.write_text("".join(line for line in kept if not line.startswith("loads")))
+    done = run("bench", recipe, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "seconds" in done.stdout
+    picture = tmp_path / "picture.png"
+    reported = run("report", tmp_path / "out", "--png", picture)
+    assert reported.returncode == 0, reported.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_wrong_scheme_in_a_recipe_is_refused_with_its_place(recipe):
+    recipe.write_text(recipe.read_text().replace("{method: rtn, bits: 4, group_size: 32}", "nf5"))
+    assert_refused(run("bench", recipe), "small.yaml:5: 'nf5' is no quantization scheme")
 
 
 def test_a_cell_that_fails_is_a_row_and_an_exit_code(recipe, tmp_path):
@@ -165,7 +183,7 @@ def partial_runs(out: Path) -> int:
     return sum(len(json.loads(p.read_text())["runs"]) for p in out.rglob("partial.json"))
 
 
-def test_interrupted_quantization_leaves_nothing(model, tmp_path):
+def test_interrupted_quantization_leaves_no_output(model, tmp_path):
     process = subprocess.Popen(
         command("quantize", model, "--out", tmp_path / "w4", "--group-size", "32"),
         stderr=subprocess.PIPE,
@@ -178,7 +196,10 @@ def test_interrupted_quantization_leaves_nothing(model, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] in ([], [".w4.resume"])
+    done = run("quantize", model, "--out", tmp_path / "w4", "--group-size", "32")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["w4"]
 
 
 def test_interrupted_generation_shows_what_there_is(model):

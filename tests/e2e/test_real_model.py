@@ -8,7 +8,7 @@ import torch
 
 from llmopt.engine.engine import Engine, EngineConfig
 from llmopt.engine.request import SamplingParams
-from llmopt.models.llama import LlamaModel
+from llmopt.models.decoder import Decoder
 from llmopt.models.loader import load_model
 from llmopt.models.tokenizer import load_tokenizer
 
@@ -55,12 +55,12 @@ def expected(default_model: Path, prompt_ids: list[list[int]]) -> list[list[int]
 
 
 @pytest.fixture(scope="module")
-def model(default_model: Path) -> LlamaModel:
+def model(default_model: Path) -> Decoder:
     return load_model(default_model, dtype="float32")
 
 
 @pytest.fixture(scope="module")
-def generate(model: LlamaModel) -> Callable[..., tuple[list[list[int]], Engine]]:
+def generate(model: Decoder) -> Callable[..., tuple[list[list[int]], Engine]]:
     # transformers' min_new_tokens bans the end token until then; ours does the same.
     params = SamplingParams(max_tokens=NUM_TOKENS, min_tokens=NUM_TOKENS)
 

@@ -159,6 +159,24 @@ def make() -> Any:
     return Makers
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics, environments and logs are not those of whoever runs the tests."""
+    monkeypatch.setenv("LLMOPT_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def gguf_source(
+    make_tiny_llama: Callable[..., Path], byte_level_tokenizer: Callable[..., Any]
+) -> Path:
+    """A random Llama with a tokenizer that a GGUF file can express."""
+    from tokenizers import pre_tokenizers
+
+    path = make_tiny_llama(vocab_size=608, bos_token_id=0, eos_token_id=0)
+    byte_level_tokenizer(pre_tokenizers.ByteLevel(add_prefix_space=False)).save_pretrained(path)
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny_model_path(make_tiny_llama: Callable[..., Path]) -> Path:
     """A random Llama over the bytes of a text, with its tokenizer, in bfloat16."""

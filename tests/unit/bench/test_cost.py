@@ -2,6 +2,7 @@ import pytest
 
 from llmopt.bench.cost import cost_model
 from llmopt.models.loader import load_model
+from llmopt.results.schema import WindowedLayers
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -21,3 +22,12 @@ def test_attention_and_cache_by_hand(make_tiny_llama):
     cost = cost_model(model.config, weight_bytes=1, kv_element_bytes=model.dtype.itemsize)
     assert cost.flops_attention_per_token_per_context == 2 * 2 * (4 * 16) * 2
     assert cost.kv_bytes_per_token == 2 * 2 * (2 * 16) * 2
+
+
+def test_layers_with_a_window_are_counted_apart(make_tiny_model):
+    model = load_model(make_tiny_model("gemma3_text"), dtype="float32")  # 3 layers, 2 of window 9
+    cost = cost_model(model.config, weight_bytes=1, kv_element_bytes=4)
+    query_width, kv_width = 4 * 32, 2 * 32
+    assert cost.flops_attention_per_token_per_context == 4 * query_width
+    assert cost.kv_bytes_per_token == 2 * kv_width * 4
+    assert cost.windowed_layers == (WindowedLayers(9, 2 * 4 * query_width, 2 * 2 * kv_width * 4),)

@@ -1,15 +1,21 @@
 import json
 import shutil
+from pathlib import Path
 
+import gguf
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from llmopt.bench.facts import content_hash, model_facts
 from llmopt.errors import CheckpointError
 from llmopt.formats.quantized import QuantSpec
 from llmopt.models.loader import load_model
-from llmopt.quantize.options import QuantizeOptions
-from llmopt.quantize.pipeline import quantize_checkpoint
+from llmopt.quantize.calibration import CalibrationData
+from llmopt.quantize.options import Job, QuantizeOptions, RunOptions
+from llmopt.quantize.override import parse_override
+from llmopt.quantize.pipeline import quantize_checkpoint, quantize_jobs
+from llmopt.quantize.scheme import Scheme
 
 
 @pytest.fixture
@@ -104,3 +110,50 @@ def test_truncated_file_is_refused(tiny_llama, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CheckpointError):
         content_hash(tmp_path / "cut")
+
+
+@pytest.fixture
+def gguf_file(gguf_source, tmp_path):
+    scheme = Scheme("gguf", mix="q4_0")
+    out = tmp_path / "gguf"
+    calibration = CalibrationData(torch.arange(64).reshape(2, 32), "numbers", "0" * 64, 0)
+    run = RunOptions(calibration)
+    quantize_jobs(gguf_source, {out: Job(scheme, "gguf")}, tmp_path / ".resume", run)
+    (file,) = out.glob("*.gguf")
+    return file
+
+
+def test_a_gguf_file(gguf_source, gguf_file, tmp_path):
+    model = load_model(gguf_file, dtype="float32")
+    facts = model_facts("tiny", gguf_file, model)
+    dense = model_facts("tiny", gguf_source, load_model(gguf_source, dtype="float32"))
+    assert (facts.scheme, facts.compute_dtype) == ("gguf-q4_0", "float32")
+    assert facts.num_parameters == dense.num_parameters
+    assert facts.linear_bits_per_weight == 4.5  # the embedding has others
+    tensors = gguf.GGUFReader(gguf_file).tensors
+    num_bits = 8 * sum(int(tensor.n_bytes) for tensor in tensors)
+    assert facts.bits_per_weight == pytest.approx(num_bits / dense.num_parameters)
+    assert facts.file_bytes == gguf_file.stat().st_size
+    copy = Path(shutil.copy(gguf_file, tmp_path / "copy.gguf"))
+    assert content_hash(copy) != content_hash(gguf_file)  # its name differs
+    other = tmp_path / "other" / gguf_file.name
+    other.parent.mkdir()
+    other.write_bytes(gguf_file.read_bytes())
+    assert content_hash(other) == content_hash(gguf_file)
+    changed = bytearray(gguf_file.read_bytes())
+    changed[-1] ^= 1
+    other.write_bytes(changed)
+    assert content_hash(other) != content_hash(gguf_file)
+
+
+def test_layers_left_in_full_precision_count(tiny_llama, tmp_path):
+    skipped = (parse_override("*.down_proj=skip"),)
+    options = QuantizeOptions(
+        "rtn", QuantSpec(4, 32), format="compressed-tensors", overrides=skipped
+    )
+    quantize_checkpoint(tiny_llama, tmp_path / "out", options)
+    facts = model_facts("tiny", tmp_path / "out", load_model(tmp_path / "out", dtype="float32"))
+    quantized = [(64, 64), (32, 64), (32, 64), (64, 64), (96, 64), (96, 64)]
+    bits = sum(o * k * 4 + o * k // 32 * 16 + 2 * 64 for o, k in quantized) + 64 * 96 * 32
+    weights = sum(o * k for o, k in quantized) + 64 * 96
+    assert facts.linear_bits_per_weight == pytest.approx(bits / weights)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llmopt.bench import metrics
 from llmopt.results.codec import from_json, to_json
-from llmopt.results.schema import Ceilings, CostModel, RunRecord, Summary
+from llmopt.results.schema import Ceilings, CostModel, RunRecord, Summary, WindowedLayers
 
 COST = CostModel(
     flops_per_token_linear=1000,
@@ -60,6 +60,23 @@ def test_useful_flops_counts_what_an_engine_computes(make):
     assert metrics.useful_flops([make.request()], COST) == by_hand
     assert metrics.useful_flops([make.request()] * 2, COST) == 2 * by_hand
     assert metrics.useful_flops([make.request(token_times_s=())], COST) == 0
+
+
+def test_layers_with_a_window_see_no_more_than_that(make):
+    cost = replace(COST, windowed_layers=(WindowedLayers(4, 5, 3), WindowedLayers(99, 2, 1)))
+    request = make.request()
+    seen = sum(5 * min(position + 1, 4) + 2 * (position + 1) for position in range(12))
+    flops = metrics.useful_flops([request], COST) + seen
+    assert metrics.useful_flops([request], cost) == flops
+    moved = metrics.moved_bytes([request], 5, COST) + 3 * (12 + 10 + 4 + 4) + (12 + 10 + 11 + 12)
+    assert metrics.moved_bytes([request], 5, cost) == moved
+
+
+@given(st.integers(0, 40), st.integers(1, 50))
+def test_tokens_that_are_seen_are_counted(num_tokens, window):
+    seen = [min(place, window) for place in range(1, num_tokens + 1)]
+    assert metrics.attended(num_tokens, window) == sum(seen)
+    assert metrics.attended(num_tokens) == sum(range(num_tokens + 1))
 
 
 def test_moved_bytes_counts_steps_and_cache(make):

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from llmopt.bench import prepare
+from llmopt.bench import checkpoints, prepare
 from llmopt.bench.observer import SilentObserver
-from llmopt.errors import ModelError, QuantizationError, UsageError
+from llmopt.errors import BackendError, ModelError, QuantizationError, UsageError
 from llmopt.formats.checkpoint import CheckpointReader
-from llmopt.quantize.output import QuantizedOutput
+from llmopt.quantize import output
 from llmopt.recipe.schema import Base, Calibration, Load, QuantizeSpec, Recipe, Target
 
 GPTQ = QuantizeSpec("gptq", 4, 32)
@@ -45,18 +45,21 @@ def recipe(tiny_model_path):
 def quantizations(monkeypatch):
     """The output directory of every quantization that was really run."""
     done = []
-    real = prepare.quantize_checkpoint
+    real = checkpoints.quantize_jobs
 
-    def counting(source, out, options, **rest):
-        done.append(out)
-        return real(source, out, options, **rest)
+    def counting(source, outputs, *rest):
+        done.extend(outputs)
+        return real(source, outputs, *rest)
 
-    monkeypatch.setattr(prepare, "quantize_checkpoint", counting)
+    monkeypatch.setattr(checkpoints, "quantize_jobs", counting)
     return done
 
 
 def get(recipe, target, work_dir, observer=None):
-    return prepare.prepare_target(recipe, target, work_dir, observer or SilentObserver())
+    outcomes = prepare.prepare_targets(recipe, [target], work_dir, observer or SilentObserver())
+    if isinstance(outcomes[target], Exception):
+        raise outcomes[target]
+    return outcomes[target]
 
 
 def test_a_model_as_it_is_stays_where_it_is(recipe, make_target, tiny_model_path, tmp_path):
@@ -76,6 +79,40 @@ def test_a_quantized_target_is_made_once(recipe, make_target, tmp_path, quantiza
     assert "gptq-w4g32" in first.path.name
     assert CheckpointReader(first.path).config["quantization_config"]["bits"] == 4
     assert observer.steps[-1][1] == 2  # of two blocks
+
+
+def test_what_is_needed_twice_is_made_once(recipe, make_target, tmp_path, quantizations):
+    targets = [
+        make_target("rtn-w4g32", name="a", dtype="float32"),
+        make_target(RTN, name="b", dtype="bfloat16"),
+        make_target("fp8", name="c"),
+        make_target(None, name="d"),
+    ]
+    outcomes = prepare.prepare_targets(recipe, targets, tmp_path, SilentObserver())
+    a, b, c, d = (outcomes[target] for target in targets)
+    assert a.path == b.path
+    assert a.target.dtype != b.target.dtype
+    assert quantizations == [a.path, c.path]
+    assert (a.quantization.scheme, d.quantization) == ("rtn-w4g32", None)
+
+
+def test_what_is_impossible_stands_in_its_place(recipe, make_target, tmp_path, quantizations):
+    targets = [make_target(text, name=text) for text in ("rtn-w4g48", "gguf-q4_0", "rtn-w4g32")]
+    outcomes = prepare.prepare_targets(recipe, targets, tmp_path, SilentObserver())
+    odd, unexpressible, good = (outcomes[target] for target in targets)
+    assert isinstance(odd, QuantizationError)
+    assert isinstance(unexpressible, ModelError)
+    assert quantizations == [good.path]
+
+
+def test_an_engine_of_others_has_a_checkpoint_of_its_own(recipe, make_target, tmp_path):
+    theirs = make_target(replace(GPTQ, engine="gptqmodel"))
+    with pytest.raises(BackendError, match="llmopt backend install gptqmodel"):
+        get(recipe, theirs, tmp_path)
+    plan = prepare._Preparation(recipe, tmp_path, SilentObserver(), "cpu").plan
+    paths = [plan(target).directory for target in (make_target(GPTQ), theirs)]
+    assert paths[0].name.split("-")[-3:-1] == ["gptq", "w4g32"]
+    assert "gptqmodel-gptq-w4g32" in paths[1].name
 
 
 @pytest.mark.parametrize(
@@ -137,10 +174,16 @@ def test_a_checkpoint_that_was_interrupted_while_checked_is_not_kept(
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(QuantizedOutput, "verify", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        get(recipe, make_target(RTN), tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(output, "verify", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            get(recipe, make_target(RTN), tmp_path)
+    (kept,) = tmp_path.iterdir()
+    assert kept.name.endswith(".resume")
+    observer = RecordingObserver()
+    assert get(recipe, make_target(RTN), tmp_path, observer).path.is_dir()
+    assert observer.steps == []  # its blocks were finished
+    assert not kept.exists()
 
 
 def test_what_cannot_be_prepared_is_refused(recipe, make_target, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from llmopt.bench.speed import backend_facts, measure_run
 from llmopt.errors import UsageError
-from llmopt.models.llama import LlamaModel
+from llmopt.models.decoder import Decoder
 from llmopt.models.loader import load_model
 from llmopt.results.schema import LoadSpec
 
@@ -15,7 +15,7 @@ TEXT = [2 + (7 * index) % 101 for index in range(2000)]
 
 
 @pytest.fixture
-def model(tiny_llama: Any) -> LlamaModel:
+def model(tiny_llama: Any) -> Decoder:
     return load_model(tiny_llama, dtype="float32")
 
 

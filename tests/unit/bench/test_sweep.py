@@ -284,3 +284,90 @@ def test_nothing_is_measured_without_a_base_a_text_or_a_place(recipe, run, tmp_p
         sweep.run_recipe(recipe, tmp_path / "file" / "results", tmp_path / "work", Recorder())
     with pytest.raises(UsageError, match="cuda"):
         sweep.run_recipe(recipe, tmp_path / "r", tmp_path / "w", Recorder(), device="cuda:99")
+
+
+@pytest.fixture
+def quality_only(recipe: Recipe, gguf_source: Path) -> Recipe:
+    model = str(gguf_source)
+    schemes = ("rtn-w4g32", "gptq-w4g32", "nf4", "gguf-q8_0")
+    return replace(
+        recipe,
+        base=Base(model, "float32"),
+        targets=tuple(Target(name, model, "float32", name) for name in schemes),
+        loads=(),
+    )
+
+
+def test_without_loads_there_is_quality_and_what_it_took(quality_only, run, monkeypatch, tmp_path):
+    monkeypatch.setattr(sweep, "measure_run", None)
+    monkeypatch.setattr("llmopt.bench.site.measure_ceilings", None)
+    observer = Recorder()
+    base, *results = run(quality_only, observer)
+    assert observer.failed == {}
+    assert results[0].cell_id == "tiny-rtn-w4g32-quality"
+    assert (base.quality, base.quantization) == (None, None)
+    for result in (base, *results):
+        assert (result.error, result.load, result.summary, result.ceilings) == (None,) * 4
+        assert result.runs == result.validity == ()
+    for result in results:
+        assert result.quality.kld_mean > 0
+        assert result.model.scheme == result.quantization.scheme == result.target
+        record = result.quantization
+        assert (record.engine, record.engine_version) == ("llmopt", result.environment.llmopt)
+        assert record.seconds > 0
+        assert record.host_peak_bytes >= record.host_before_bytes > 0
+        assert record.made_at[:2] == "20"
+    seen = {r.target: r.quantization.calibration for r in results}
+    assert seen["rtn-w4g32"] is seen["nf4"] is None
+    assert (seen["gptq-w4g32"].num_samples, seen["gguf-q8_0"].sample_tokens) == (4, 64)
+    bits = {r.target: r.model.linear_bits_per_weight for r in results}
+    assert bits["gguf-q8_0"] == 8.5
+    again = run(quality_only)
+    assert [r.quantization for r in again] == [None, *(r.quantization for r in results)]
+    assert [r.quality for r in again] == [None, *(r.quality for r in results)]
+
+
+def test_a_quality_only_sweep_goes_on_where_it_stopped(quality_only, run, monkeypatch, tmp_path):
+    real, measured = examine.measure_quality, []
+
+    def interrupted(*arguments: Any) -> Any:
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(real(*arguments))
+        return measured[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(examine, "measure_quality", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(quality_only)
+    kept = list((tmp_path / "results").rglob("partial.json"))
+    assert len(kept) == 3  # of the base, too
+    counted = []
+    monkeypatch.setattr(examine, "measure_quality", lambda *a: counted.append(1) or real(*a))
+    results = run(quality_only)
+    assert len(counted) == 2
+    assert [r.quality for r in results[1:3]] == measured
+
+
+def test_a_scheme_that_cannot_be_made_is_a_row_that_says_why(quality_only, run, tmp_path):
+    odd = Target("odd", quality_only.base.model, quantize="rtn-w4g48")
+    theirs = QuantizeSpec("gptq", 4, 32, engine="gptqmodel")
+    absent = Target("absent", quality_only.base.model, quantize=theirs)
+    observer = Recorder()
+    results = run(replace(quality_only, targets=(odd, absent, *quality_only.targets)), observer)
+    assert [r.error is None for r in results] == [True, False, False, True, True, True, True]
+    assert "48" in results[1].error
+    assert "llmopt backend install gptqmodel" in results[2].error
+    assert set(observer.failed) == {"tiny-odd-quality", "tiny-absent-quality"}
+
+
+def test_a_gguf_file_is_served_like_any_other(quality_only, run, recipe, gguf_source, tmp_path):
+    first = run(replace(quality_only, targets=quality_only.targets[-1:]))
+    (file,) = (tmp_path / "work").rglob("*.gguf")
+    target = Target("file", str(file), "float32")
+    results = run(replace(quality_only, targets=(target,), loads=recipe.loads[:1]))
+    assert [r.error for r in results] == [None, None]
+    assert results[1].summary.output_throughput > 0
+    assert results[1].model.scheme == "gguf-q8_0"
+    assert results[1].quality.kld_mean == first[1].quality.kld_mean
+    assert results[1].quantization == first[1].quantization

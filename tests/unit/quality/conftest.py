@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from llmopt.models.config import ModelConfig
+from llmopt.models.config import LayerAttention, ModelConfig, Rope
 from llmopt.quality.text import EvaluationWindows
 from llmopt_kernels.paged_attention.metadata import AttentionMetadata
 
@@ -44,15 +44,14 @@ class FakeModel:
             num_kv_heads=1,
             head_dim=2,
             rms_norm_eps=1e-5,
-            rope_theta=1e4,
-            rope_scaling=None,
+            ropes=(Rope(1e4),),
+            layers=(LayerAttention(),),
             max_model_len=self.max_model_len,
             tie_word_embeddings=True,
-            attention_bias=False,
-            mlp_bias=False,
             bos_token_id=None,
             eos_token_ids=(),
             dtype="float32",
+            attention_scale=1.0,
         )
 
     def forward(

@@ -8,8 +8,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llmopt.errors import CheckpointError, UsageError
+from llmopt.formats.checkpoint import CheckpointReader
+from llmopt.formats.gguf_blocks import ggml_type
+from llmopt.models.gguf_export import export_gguf
+from llmopt.models.tokenizer import load_tokenizer
 from llmopt.quality.compare import compare
 from llmopt.quality.options import QualityOptions
+from llmopt.quantize.gguf_encode import encode
 
 
 def save_tokenizer(path, first="a"):
@@ -105,3 +110,28 @@ def test_a_quantized_base_is_named_by_its_scheme(base, options, tmp_path):
 def test_a_directory_without_a_tokenizer_is_refused(base, tiny_llama, options):
     with pytest.raises(CheckpointError, match="no tokenizer"):
         compare(base, tiny_llama, options, base_name="tiny")
+
+
+def test_a_gguf_file_against_the_model_that_it_was_made_from(
+    make_tiny_llama, byte_level_tokenizer, tmp_path
+):
+    source = make_tiny_llama(vocab_size=608)
+    byte_level_tokenizer(pre_tokenizers.ByteLevel(add_prefix_space=False)).save_pretrained(source)
+    options = QualityOptions(window=32, num_windows=4, num_resamples=200)
+    losses = {}
+    for kind in ("f32", "q8_0"):
+        export_gguf(
+            CheckpointReader(source),
+            load_tokenizer(source),
+            tmp_path / f"{kind}.gguf",
+            name="tiny",
+            file_type=0 if kind == "f32" else 7,
+            choose=lambda _, kind=kind: ggml_type(kind),
+            encode=lambda name, rows, chosen: encode(rows.float(), chosen.name, name=name),
+        )
+        path = tmp_path / f"{kind}.gguf"
+        losses[kind] = compare(path, source, options, base_name="tiny", dtype="float32").kld_mean
+    assert losses["f32"] == 0.0
+    assert 0 < losses["q8_0"] < 0.01
+    record = compare(source, tmp_path / "q8_0.gguf", options, base_name="tiny")
+    assert record.base_scheme == "gguf-q8_0"

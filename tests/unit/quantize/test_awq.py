@@ -7,9 +7,7 @@ from llmopt.errors import QuantizationError
 from llmopt.formats.quantized import QuantSpec
 from llmopt.quantize.awq import (
     AWQOptions,
-    HeadLayout,
     candidate_scales,
-    divide_stored,
     mean_magnitudes,
     search_scales,
     weight_magnitudes,
@@ -77,36 +75,6 @@ def test_search_finds_the_floor_of_a_valley_or_keeps_no_scaling(
 def test_search_keeps_no_scaling_on_ties() -> None:
     found = search_scales([torch.full((1,), float(i)) for i in range(9)], lambda scales: 7.0)
     assert found.tolist() == [0.0]
-
-
-@given(dtype=st.sampled_from([torch.bfloat16, torch.float16]), seed=st.integers(0, 20))
-def test_stored_quotients_times_returned_scales_are_the_original(
-    dtype: torch.dtype, seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    norm = torch.randn(64, generator=generator).to(dtype)
-    norm[5] = 0.0
-    wanted = torch.randn(64, generator=generator).mul(3).exp()
-    quotient, scales = divide_stored(norm.float(), wanted, dtype)
-    assert quotient.dtype == dtype
-    assert torch.allclose(quotient.float() * scales, norm.float(), rtol=1e-6, atol=0)
-    assert scales[5] == 1.0
-    moved = scales != 1
-    assert torch.allclose(scales[moved], wanted[moved], rtol=0.01)
-
-
-def test_quotient_beyond_the_dtype_leaves_the_channel_alone() -> None:
-    norm = torch.tensor([1.0, 60000.0, 1.0])
-    quotient, scales = divide_stored(norm, torch.tensor([2.0, 0.5, 1e30]), torch.float16)
-    assert quotient.tolist() == [0.5, 60000.0 // 32 * 32, 1.0]
-    assert scales.tolist() == [2.0, 1.0, 1.0]
-
-
-def test_query_heads_share_the_channels_of_their_value_head() -> None:
-    heads = HeadLayout(num_heads=4, num_kv_heads=2, head_dim=2)
-    values = torch.arange(8.0)
-    assert heads.share(values).tolist() == [1.0, 2.0, 5.0, 6.0]
-    assert heads.repeat(torch.tensor([1.0, 2.0, 3.0, 4.0])).tolist() == [1, 2, 1, 2, 3, 4, 3, 4]
 
 
 @pytest.mark.parametrize(("ratios", "tokens"), [(0, 100), (20, 0)])

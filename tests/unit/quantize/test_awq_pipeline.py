@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,41 +10,44 @@ from safetensors.torch import load_file, save_file
 from llmopt.errors import QuantizationError, UsageError
 from llmopt.formats.checkpoint import CheckpointReader
 from llmopt.formats.quantized import QuantSpec
-from llmopt.models.llama import LlamaModel
+from llmopt.models.decoder import Decoder
 from llmopt.models.loader import load_model
 from llmopt.quantize.calibration import CalibrationData
-from llmopt.quantize.options import Method, QuantizeOptions
+from llmopt.quantize.options import QuantizeOptions
 from llmopt.quantize.pipeline import quantize_checkpoint
+from llmopt.quantize.scheme import UniformMethod as Method
 from llmopt_kernels.paged_attention import AttentionMetadata
 
 SPEC = QuantSpec(4, 32, symmetric=False)
 NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
-@pytest.fixture(scope="module")
-def calibration() -> CalibrationData:
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, 128, (8, 64), generator=generator)
-    return CalibrationData(tokens, "random", "0" * 64, 0)
+SHAPES = [
+    pytest.param({"num_key_value_heads": 4}, id="mha"),
+    pytest.param({"tie_word_embeddings": True, "attention_bias": True}, id="gqa-tied"),
+    pytest.param(
+        {
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+        id="biased",
+    ),
+]
 
 
 @pytest.fixture(scope="module")
-def source(make_tiny_llama: Callable[..., Path]) -> Path:
-    """A bf16 checkpoint whose norms make channels differ in size, and whose biases are not 0."""
-    path = make_tiny_llama(tie_word_embeddings=True, attention_bias=True)
-    generator = torch.Generator().manual_seed(1)
-    weights = load_file(path / "model.safetensors")
-    for name, tensor in weights.items():
-        if name.endswith("layernorm.weight"):
-            weights[name] = torch.randn(tensor.shape, generator=generator).exp()
-        if name.endswith("bias"):
-            weights[name] = torch.randn(tensor.shape, generator=generator)
-    halves = {name: tensor.bfloat16() for name, tensor in weights.items()}
-    save_file(halves, path / "model.safetensors", metadata={"format": "pt"})
-    return path
+def calibration(tokens: CalibrationData) -> CalibrationData:
+    return tokens
 
 
-def hidden_states(model: LlamaModel, tokens: torch.Tensor) -> torch.Tensor:
+@pytest.fixture(scope="module", params=SHAPES)
+def source(request: pytest.FixtureRequest, make_spread_source: Callable[..., Path]) -> Path:
+    return make_spread_source(spread=1.0, **request.param)
+
+
+def hidden_states(model: Decoder, tokens: torch.Tensor) -> torch.Tensor:
     windows, length = tokens.shape
     positions = torch.arange(length).repeat(windows)
     metadata = AttentionMetadata.dense((length,) * windows)
@@ -81,9 +85,26 @@ def test_only_folded_tensors_differ_from_the_source(
     shared = set(written.names()) & set(original.names())
     changed = {n for n in shared if not torch.equal(written.tensor(n), original.tensor(n))}
     folded = {f"model.layers.{i}.{norm}.weight" for i in (0, 1) for norm in NORMS}
-    biases = {f"model.layers.{i}.self_attn.v_proj.bias" for i in (0, 1)}
-    assert folded < changed <= folded | biases
+    divided = ("self_attn.v_proj", "mlp.up_proj")
+    biases = {f"model.layers.{i}.{name}.bias" for i in (0, 1) for name in divided}
+    assert folded <= changed <= folded | biases
+    assert biases & set(original.names()) <= changed
     assert all(written.dtype(name) == torch.bfloat16 for name in changed)
+
+
+def test_modules_come_in_the_order_of_the_blocks_with_losses(
+    source: Path, calibration: CalibrationData, tmp_path: Path
+) -> None:
+    summary = quantize_checkpoint(
+        source, tmp_path / "out", QuantizeOptions("awq", QuantSpec(4, 32), calibration)
+    )
+    names = [record.name for record in summary.modules]
+    assert len(names) == 14
+    assert names[0] == "model.layers.0.self_attn.q_proj"
+    assert names[-1] == "model.layers.1.mlp.down_proj"
+    for record in summary.modules:
+        assert record.relative_loss is not None
+        assert 0 < record.relative_loss < 0.2
 
 
 def test_same_inputs_give_the_same_bytes(
@@ -99,6 +120,18 @@ def test_same_inputs_give_the_same_bytes(
 def test_calibration_is_required(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="awq needs calibration tokens"):
         quantize_checkpoint(source, tmp_path / "out", QuantizeOptions("awq", SPEC))
+
+
+def test_weight_that_is_not_finite_is_refused_by_name(
+    source: Path, calibration: CalibrationData, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(source, tmp_path / "broken")
+    weights = load_file(source / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][3, 5] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    options = QuantizeOptions("awq", SPEC, calibration, format="awq")
+    with pytest.raises(QuantizationError, match=r"^model\.layers\.1\.mlp\.down.* holds 1 NaN"):
+        quantize_checkpoint(broken, tmp_path / "out", options)
 
 
 def test_norm_that_is_not_finite_is_refused(

@@ -12,14 +12,26 @@ from llmopt.formats.checkpoint import CheckpointReader, CheckpointWriter
 from llmopt.formats.quantized import QuantSpec
 from llmopt.formats.weights import FormatName, choose_format
 from llmopt.layers.linear import DenseLinear
-from llmopt.models.llama import LlamaModel
+from llmopt.models.config import ModelConfig
+from llmopt.models.decoder import Decoder
 from llmopt.models.loader import load_model
 from llmopt.quantize.calibration import CalibrationData
 from llmopt.quantize.gptq import GPTQOptions
-from llmopt.quantize.options import Method, QuantizeOptions, QuantizeSummary
-from llmopt.quantize.output import QuantizedOutput
+from llmopt.quantize.layout import block_modules
+from llmopt.quantize.options import (
+    ModuleFinished,
+    ModuleRecord,
+    QuantizedModule,
+    QuantizeOptions,
+    QuantizeSummary,
+    ReplacedTensor,
+    SilentObserver,
+)
+from llmopt.quantize.output import verify, write_checkpoint
+from llmopt.quantize.packing import PackedBlock, pack_block
 from llmopt.quantize.pipeline import quantize_checkpoint
-from llmopt.quantize.rtn import quantize_rtn, round_modules
+from llmopt.quantize.rtn import quantize_rtn
+from llmopt.quantize.scheme import UniformMethod as Method
 from llmopt_kernels.paged_attention import AttentionMetadata
 
 SPEC = QuantSpec(4, 32)
@@ -59,7 +71,7 @@ def results(
     }
 
 
-def hidden_states(model: LlamaModel, tokens: torch.Tensor) -> torch.Tensor:
+def hidden_states(model: Decoder, tokens: torch.Tensor) -> torch.Tensor:
     windows, length = tokens.shape
     positions = torch.arange(length).repeat(windows)
     metadata = AttentionMetadata.dense((length,) * windows)
@@ -67,7 +79,7 @@ def hidden_states(model: LlamaModel, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def directory_bytes(path: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in path.iterdir()}
+    return {f.name: f.read_bytes() for f in path.iterdir() if f.name != "quantization-run.json"}
 
 
 def copy_with(source: Path, target: Path, tensors: dict[str, torch.Tensor]) -> Path:
@@ -218,32 +230,42 @@ def test_eight_bits_per_channel_are_nearly_lossless(
     assert (found - base).square().mean() < 1e-3 * base.square().mean()
 
 
+class Recorder(SilentObserver):
+    def __init__(self) -> None:
+        self.modules: list[ModuleFinished] = []
+
+    def module_finished(self, event: ModuleFinished) -> None:
+        self.modules.append(event)
+
+
 def test_progress_names_every_module_in_order(
     source: Path, calibration: CalibrationData, tmp_path: Path
 ) -> None:
-    seen: list[tuple[int, int, str, bool]] = []
-    quantize_checkpoint(
-        source,
-        tmp_path / "out",
-        QuantizeOptions("gptq", SPEC, calibration),
-        on_progress=lambda b, n, name, loss: seen.append((b, n, name, loss is not None)),
-    )
-    assert len(seen) == 14
-    assert seen[0] == (0, 2, "model.layers.0.self_attn.q_proj", True)
-    assert seen[-1] == (1, 2, "model.layers.1.mlp.down_proj", True)
+    seen = Recorder()
+    options = QuantizeOptions("gptq", SPEC, calibration)
+    quantize_checkpoint(source, tmp_path / "out", options, observer=seen)
+    assert len(seen.modules) == 14
+    first, last = seen.modules[0], seen.modules[-1]
+    assert (first.scheme, first.block, first.num_blocks) == ("gptq-w4g32", 0, 2)
+    assert first.record.name == "model.layers.0.self_attn.q_proj"
+    assert (last.block, last.record.name) == (1, "model.layers.1.mlp.down_proj")
+    assert all(event.record.loss is not None for event in seen.modules)
 
 
-def test_interrupting_leaves_nothing(
-    source: Path, calibration: CalibrationData, tmp_path: Path
+@pytest.mark.parametrize("block", [0, 1])
+def test_interrupting_leaves_no_output(
+    source: Path, calibration: CalibrationData, tmp_path: Path, block: int
 ) -> None:
-    def interrupt(block: int, num_blocks: int, module: str, loss: float | None) -> None:
-        if block == 1:
-            raise KeyboardInterrupt
+    class Interrupting(SilentObserver):
+        def module_finished(self, event: ModuleFinished) -> None:
+            if event.block == block:
+                raise KeyboardInterrupt
 
     options = QuantizeOptions("gptq", SPEC, calibration)
     with pytest.raises(KeyboardInterrupt):
-        quantize_checkpoint(source, tmp_path / "out", options, on_progress=interrupt)
-    assert list(tmp_path.iterdir()) == []
+        quantize_checkpoint(source, tmp_path / "out", options, observer=Interrupting())
+    kept = [".out.resume"] if block else []  # nothing is kept where nothing was finished
+    assert [path.name for path in tmp_path.iterdir()] == kept
 
 
 def test_impossible_group_size_is_refused_before_any_work(source: Path, tmp_path: Path) -> None:
@@ -305,23 +327,30 @@ def test_a_format_that_cannot_hold_the_weights_is_refused_before_any_work(
     assert list(tmp_path.iterdir()) == []
 
 
-def write_replaced(source: Path, out: Path, norm: torch.Tensor) -> QuantizedOutput:
+def rounded_modules(reader: CheckpointReader) -> list[QuantizedModule]:
+    config = ModelConfig.from_hf(reader.config)
+    names = [n for i in (0, 1) for layer in block_modules(config, i) for n in layer.parts]
+    return [
+        QuantizedModule(
+            quantize_rtn(reader.tensor(f"{name}.weight"), SPEC), ModuleRecord(name, 4, 32, "w4")
+        )
+        for name in names
+    ]
+
+
+def write_replaced(source: Path, out: Path, norm: torch.Tensor) -> PackedBlock:
     reader = CheckpointReader(source)
+    stored = choose_format("gptq", SPEC)
+    block = pack_block(stored, [*rounded_modules(reader), ReplacedTensor(NORM, norm)])
     with CheckpointWriter(out) as writer:
-        output = QuantizedOutput(writer, choose_format("gptq", SPEC))
-        for module in round_modules(reader, SPEC):
-            output.add(module)
-        output.replace(NORM, norm)
-        output.copy_rest(reader)
-        output.write_configs(reader, QuantizeOptions("rtn", SPEC))
-    return output
+        write_checkpoint(writer, stored, "rtn", reader, [block])
+    return block
 
 
 def test_a_replaced_tensor_is_written_instead_of_the_source(source: Path, tmp_path: Path) -> None:
     norm = torch.full((64,), 0.5, dtype=torch.bfloat16)
-    output = write_replaced(source, tmp_path / "out", norm)
+    write_replaced(source, tmp_path / "out", norm)
     reader, original = CheckpointReader(tmp_path / "out"), CheckpointReader(source)
-    output.verify(reader, original)
     assert torch.equal(reader.tensor(NORM), norm)
     untouched = NORM.replace("layers.1", "layers.0")
     assert torch.equal(reader.tensor(untouched), original.tensor(untouched))
@@ -330,10 +359,10 @@ def test_a_replaced_tensor_is_written_instead_of_the_source(source: Path, tmp_pa
 
 def test_read_back_notices_another_replacement(source: Path, tmp_path: Path) -> None:
     norm = torch.full((64,), 0.5, dtype=torch.bfloat16)
-    output = write_replaced(source, tmp_path / "out", norm)
+    block = write_replaced(source, tmp_path / "out", norm)
     damaged = copy_with(tmp_path / "out", tmp_path / "damaged", {NORM: norm + 1})
     with pytest.raises(OutputError, match=r"layers\.1\.input_layernorm.* does not read back"):
-        output.verify(CheckpointReader(damaged), CheckpointReader(source))
+        verify(CheckpointReader(damaged), CheckpointReader(source), [block])
 
 
 def test_a_replacement_that_is_not_finite_is_refused(source: Path, tmp_path: Path) -> None:
@@ -391,19 +420,13 @@ def test_missing_tensor_is_a_checkpoint_error(source: Path, tmp_path: Path) -> N
         quantize_checkpoint(tmp_path / "partial", tmp_path / "out", QuantizeOptions("rtn", SPEC))
 
 
-def test_read_back_notices_other_codes(
-    results: dict[str, QuantizeSummary], source: Path, tmp_path: Path
-) -> None:
+def test_read_back_notices_other_codes(results: dict[str, QuantizeSummary], source: Path) -> None:
     """What GPTQ wrote is not what plain rounding intended, so verification must fail."""
     reader = CheckpointReader(source)
-    quantize_checkpoint(source, tmp_path / "good", QuantizeOptions("rtn", SPEC))
-    with CheckpointWriter(tmp_path / "scratch") as writer:
-        output = QuantizedOutput(writer, choose_format("gptq", SPEC))
-        for module in round_modules(reader, SPEC):
-            output.add(module)
-    output.verify(CheckpointReader(tmp_path / "good"), reader)
+    block = pack_block(choose_format("gptq", SPEC), rounded_modules(reader))
+    verify(CheckpointReader(results["rtn"].out), reader, [block])
     with pytest.raises(OutputError, match="does not read back"):
-        output.verify(CheckpointReader(results["gptq"].out), reader)
+        verify(CheckpointReader(results["gptq"].out), reader, [block])
 
 
 def test_min_max_option_reaches_the_loop(

@@ -1,5 +1,6 @@
 import contextlib
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmopt.errors import RecipeError, UsageError
+from llmopt.recipe.check import Problem
 from llmopt.recipe.load import load_recipe, recipe_from_targets
 from llmopt.recipe.schema import (
     Base,
     Calibration,
+    Cell,
     Load,
     Quality,
     QuantizeSpec,
@@ -95,12 +98,25 @@ def test_the_demo_compares_the_five_schemes_at_two_loads() -> None:
             "r.yaml:6: 'dtype' is 'bfloat'. Allowed: auto, float32, bfloat16, float16. "
             "Did you mean 'bfloat16'?",
         ),
-        ("bits: 4", "bits: 3", "r.yaml:7: 'bits' is '3'. Allowed: 4, 8."),
-        ("bits: 4", "bits: '4'", "r.yaml:7: 'bits' is '4'. Allowed: 4, 8."),
-        ("method: gptq", "method: gtpq", "Allowed: rtn, gptq, awq, awq+gptq. Did you mean 'gptq'?"),
+        ("bits: 4", "bits: 5", "r.yaml:7: 'bits' is '5'. Allowed: 2, 3, 4, 8."),
+        ("bits: 4", "bits: '4'", "r.yaml:7: 'bits' is '4'. Allowed: 2, 3, 4, 8."),
+        (
+            "method: gptq",
+            "method: gtpq",
+            "nf4, fp4, int8, w8a16, w8a8, fp8, gguf. Did you mean 'gptq'?",
+        ),
+        ("bits: 4, ", "", "r.yaml:7: gptq needs bits. Add bits, such as 4."),
+        ("method: gptq", "method: nf4", "r.yaml:7: nf4 has no choice of bits. Remove it."),
+        ("method: gptq, bits: 4", "method: gguf", "r.yaml:7: gguf needs mix. Add one"),
+        ("bits: 4", "bits: 4, mix: q4_k_m", "r.yaml:7: gptq has no mix. Remove it."),
         ("group_size: null", "group_size: -1", "r.yaml:7: group_size is -1. Use a positive"),
         ("group_size: null", "group_size: 6.4", "r.yaml:7: 'group_size' is '6.4'. It must be a w"),
-        ("group_size: null", "group_size: 8, format: gguf", "Allowed: gptq, awq, compressed-tens"),
+        ("group_size: null", "group_size: 8, format: ggml", "Allowed: gptq, awq, compressed-tens"),
+        (
+            "group_size: null",
+            "group_size: 8, format: gguf",
+            "gptq weights cannot be stored as gguf",
+        ),
         ("group_size: null", "group_size: null, format: awq", "r.yaml:7: the format awq holds 4-b"),
         ("bits: 4, group_size: null", "bits: 8, group_size: 8, format: awq", "the format awq hold"),
         ("name: gptq", "name: BF16", "r.yaml:7: the name 'BF16' is used twice"),
@@ -165,8 +181,31 @@ def test_loads_of_one_kind_twice_are_refused(tmp_path: Path) -> None:
     line = "  - {concurrency: 1, num_requests: 4, prompt_tokens: 128, output_tokens: 64}\n"
     with pytest.raises(RecipeError, match=r"r\.yaml:10: this load has the concurrency"):
         load_text(tmp_path, GOOD.replace(line, line + line))
-    with pytest.raises(RecipeError, match=r"r\.yaml:8: there is no load"):
-        load_text(tmp_path, GOOD.replace("loads:\n" + line, "loads: []\n"))
+    with pytest.raises(RecipeError, match=r"r\.yaml:8: there is neither a load nor quality"):
+        load_text(tmp_path, GOOD.replace("loads:\n" + line, "loads: []\n").split("quality")[0])
+
+
+def test_without_loads_only_quality_is_measured(tmp_path: Path) -> None:
+    recipe = load_text(tmp_path, "name: r\nbase: {model: m}\ntargets: []\nquality: {window: 256}\n")
+    assert recipe.loads == ()
+    assert cells(recipe) == [Cell("r-base-quality", Target("base", "m"), None)]
+
+
+def test_a_target_may_name_its_scheme(tmp_path: Path) -> None:
+    mapping = "{method: gptq, bits: 4, group_size: null}"
+    recipe = load_text(tmp_path, GOOD.replace(mapping, "gptq-w4-asym"))
+    assert recipe.targets[1].quantize == "gptq-w4-asym"
+    with pytest.raises(RecipeError, match=r"r\.yaml:7: 'quantize' is '4'. It must be text"):
+        load_text(tmp_path, GOOD.replace(mapping, "4"))
+
+
+def test_whoever_measures_may_have_rules_of_their_own(tmp_path: Path) -> None:
+    def rule(recipe: Recipe) -> Iterator[Problem]:
+        yield Problem(("targets", 1, "quantize"), f"{recipe.name} is odd", "Mend it.")
+
+    (tmp_path / "r.yaml").write_text(GOOD)
+    with pytest.raises(RecipeError, match=r"r\.yaml:7: demo is odd\. Mend it\."):
+        load_recipe(tmp_path / "r.yaml", rule)
 
 
 @settings(max_examples=200)

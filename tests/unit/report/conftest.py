@@ -5,6 +5,7 @@ import pytest
 
 from llmopt.results.schema import (
     BackendFacts,
+    CalibrationFacts,
     Ceilings,
     CellResult,
     CostModel,
@@ -13,6 +14,7 @@ from llmopt.results.schema import (
     ModelFacts,
     Percentiles,
     QualityRecord,
+    QuantizationRecord,
     RunRecord,
     Summary,
     ValidityCheck,
@@ -143,3 +145,89 @@ def make_result() -> Callable[..., CellResult]:
 def demo_results() -> list[CellResult]:
     """The ten cells of the demo, in no useful order."""
     return [build(target, concurrency) for target in sorted(TARGETS) for concurrency in (8, 1)]
+
+
+# name: bits per weight of the linear layers, KLD
+METHODS = {
+    "rtn-w4g64": (4.36, 0.394),
+    "rtn-w4g64-asym": (4.43, 0.25),
+    "gptq-w4g64": (4.36, 0.27),
+    "gptq-w4g64-asym": (4.43, 0.19),
+    "awq-w4g64": (4.31, 0.21),
+    "awq-w4g64-asym": (4.31, 0.15),
+    "awq+gptq-w4g64": (4.31, 0.16),
+    "awq+gptq-w4g64-asym": (4.31, 0.115),
+    "gptqmodel-gptq-w4g64": (4.36, 0.314),
+    "gptq-w3g64-asym": (3.42, 0.9),
+    "awq+gptq-w3g64-asym": (3.42, 0.6),
+    "rtn-w8": (8.05, 0.004),
+    "gptq-w8g64": (8.36, 0.0018),
+    "nf4": (4.5, 0.2),
+    "nf4-dq": (4.13, 0.205),
+    "fp4": (4.5, 0.36),
+    "int8": (8.03, 0.006),
+    "w8a16": (8.05, 0.0035),
+    "w8a8": (8.05, 0.01),
+    "fp8": (8.02, 0.02),
+    "gguf-q2_k": (3.3, 0.9),
+    "gguf-q3_k_m": (4.0, 0.35),
+    "gguf-q4_0": (4.5, 0.3),
+    "gguf-q4_k_m": (4.95, 0.13),
+    "gguf-q5_k_m": (5.7, 0.03),
+    "gguf-q6_k": (6.56, 0.012),
+    "gguf-q8_0": (8.5, 0.002),
+}
+
+
+def build_method(name: str, **changes: object) -> CellResult:
+    bits, kld = METHODS[name]
+    result = build("gptq-w4g64")
+    assert result.model is not None
+    assert result.quality is not None
+    own = not name.startswith("gptqmodel")
+    scheme = name.removeprefix("gptqmodel-")
+    seen = CalibrationFacts("bundled", "cd" * 32, 32, 512)
+    made = QuantizationRecord(
+        scheme=scheme,
+        format="gguf" if scheme.startswith("gguf") else "gptq",
+        engine="llmopt" if own else "gptqmodel",
+        engine_version="0.1.0" if own else "7.6.0",
+        seconds=12.34,
+        shared_seconds=61.2 if own else None,
+        host_peak_bytes=1_403_000_000,
+        host_before_bytes=500_000_000,
+        device_peak_bytes=None,
+        num_threads=2,
+        calibration=None if scheme.startswith("rtn") else seen,
+        made_at="2026-11-22T10:00:00+00:00",
+    )
+    result = replace(
+        result,
+        cell_id=f"methods-{name}-quality",
+        recipe_name="methods",
+        recipe={"targets": [{"name": each} for each in METHODS]},
+        target=name,
+        model=replace(result.model, scheme=scheme, linear_bits_per_weight=bits),
+        load=None,
+        runs=(),
+        summary=None,
+        ceilings=None,
+        validity=(),
+        quality=replace(result.quality, kld_mean=kld, kld_mean_ci=(0.95 * kld, 1.06 * kld)),
+        quantization=made,
+    )
+    return replace(result, **changes)
+
+
+@pytest.fixture
+def make_method() -> Callable[..., CellResult]:
+    """Build a quality-only result of one of the methods, with any field changed."""
+    return build_method
+
+
+@pytest.fixture
+def methods_results() -> list[CellResult]:
+    """A base and all methods, in no useful order."""
+    base = build("fp32", cell_id="methods-fp32-quality", recipe_name="methods", load=None)
+    base = replace(base, runs=(), summary=None, ceilings=None, validity=())
+    return [*(build_method(name) for name in sorted(METHODS)), base]

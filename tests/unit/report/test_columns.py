@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.report.columns import COLUMNS, kld_text, three_digits
+from llmopt.report.columns import SPEED_COLUMNS, columns_of, kld_text, three_digits
 from llmopt.report.rows import Row, make_rows
 from llmopt.results.schema import CellResult
 
 
 def texts(row: Row) -> dict[str, str]:
-    return {column.header.replace("\n", " "): column.text(row) for column in COLUMNS}
+    return {column.header.replace("\n", " "): column.text(row) for column in SPEED_COLUMNS}
 
 
 def test_a_row_as_text(make_result: Callable[..., CellResult]) -> None:
@@ -32,6 +32,41 @@ def test_a_row_as_text(make_result: Callable[..., CellResult]) -> None:
         "MBU": "28%",
     }
     assert texts(rows[0])["KLD [95 % CI]"] == "base"
+
+
+def test_a_method_as_text(make_method: Callable[..., CellResult]) -> None:
+    rows = make_rows([make_method("gptq-w4g64"), make_method("gptqmodel-gptq-w4g64")])
+    columns = columns_of(rows)
+    assert {c.header.replace("\n", " "): [c.text(row) for row in rows] for c in columns} == {
+        "target": ["gptq-w4g64", "gptqmodel-gptq-w4g64"],
+        "engine": ["llmopt", "gptqmodel 7.6.0"],
+        "linear bits": ["4.36", "4.36"],
+        "size MB": ["114", "114"],
+        "KLD [95 % CI]": ["0.270 [.257, .286]", "0.314 [.298, .333]"],
+        "top-1": ["68.5%", "68.5%"],
+        "PPL ratio": ["1.312", "1.312"],
+        "seconds": ["12.3", "12.3"],
+        "peak MB": ["1403", "1403"],
+    }
+
+
+def test_columns_that_say_nothing_are_left_out(make_method: Callable[..., CellResult]) -> None:
+    result = make_method("nf4")
+    headers = [column.header for column in columns_of(make_rows([result]))]
+    assert headers[:2] == ["target", "linear\nbits"]
+    assert headers[-1] == "peak\nMB"
+    assert result.quantization is not None
+    on_gpu = replace(result.quantization, device_peak_bytes=2_000_000_000)
+    (row,) = make_rows([replace(result, quantization=on_gpu)])
+    (*_, last) = columns_of([row])
+    assert (last.header, last.text(row)) == ("GPU\nMB", "2000")
+
+
+def test_a_method_that_failed_says_so(make_method: Callable[..., CellResult]) -> None:
+    failed = make_method("nf4", error="gone", model=None, quality=None, quantization=None)
+    (row,) = make_rows([failed])
+    cells = [column.text(row) for column in columns_of([row])]
+    assert cells == ["nf4", "–", "–", "failed", "–", "–", "–", "–"]
 
 
 def test_what_is_not_known_is_a_dash(make_result: Callable[..., CellResult]) -> None:

@@ -1,13 +1,24 @@
 import pytest
 
 from llmopt.errors import OutputError, UsageError
-from llmopt.report.embed import BEGIN, END, embed, embed_in_file
+from llmopt.report.embed import embed, embed_in_file, markers
+
+BEGIN, END = markers()
 
 
 def test_only_what_stands_between_the_markers_changes():
     document = f"head\n{BEGIN}\nold\nold\n{END}\ntail\n"
     assert embed(document, "new\n") == f"head\n{BEGIN}\nnew\n{END}\ntail\n"
     assert embed(embed(document, "x"), "new") == embed(document, "new")
+
+
+def test_places_have_names():
+    one, two = markers("one"), markers("two")
+    document = "\n".join([*markers(), *one, *two, ""])
+    changed = embed(embed(document, "1", "one"), "2", "two")
+    assert changed == "\n".join([*markers(), one[0], "1", one[1], two[0], "2", two[1], ""])
+    with pytest.raises(UsageError, match="no place for a report named three"):
+        embed(document, "3", "three")
 
 
 @pytest.mark.parametrize("document", ["", f"{BEGIN}\n", f"{END}\n{BEGIN}\n"])

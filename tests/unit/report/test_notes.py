@@ -2,7 +2,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from llmopt.errors import ResultError
-from llmopt.report.notes import DEFINITIONS
+from llmopt.report.notes import QUALITY_DEFINITIONS, SPEED_DEFINITIONS
 from llmopt.report.report import make_report
 from llmopt.results.schema import CellResult, ValidityCheck
 
@@ -11,7 +11,7 @@ MakeResult = Callable[..., CellResult]
 
 def test_the_demo_is_explained(demo_results: list[CellResult]) -> None:
     notes = make_report(demo_results).notes
-    assert notes[: len(DEFINITIONS)] == DEFINITIONS
+    assert notes[: len(SPEED_DEFINITIONS)] == SPEED_DEFINITIONS
     text = "\n".join(notes)
     assert "first token is excluded" in text
     assert "205 GFLOP/s in bfloat16, 98.3 GFLOP/s in float32; reads 11.4 GB/s" in text
@@ -56,3 +56,29 @@ def test_uncommitted_changes_are_told(make_result: MakeResult) -> None:
     assert "(git 0123456, with uncommitted changes)" in make_report([dirty]).notes[-1]
     no_git = replace(result, environment=replace(result.environment, git_sha=None, git_dirty=None))
     assert "(no git)" in make_report([no_git]).notes[-1]
+
+
+def test_the_methods_are_explained(methods_results: list[CellResult]) -> None:
+    notes = make_report(methods_results).notes
+    assert notes[: len(QUALITY_DEFINITIONS)] == QUALITY_DEFINITIONS
+    text = "\n".join(notes)
+    assert "TPOT" not in text
+    assert "GFLOP/s" not in text
+    assert text.count("Calibration: 32 windows of 512 tokens of bundled (sha256 cdcdcdcd).") == 1
+    assert text.count("Shared by the schemes of a pass: 61.2 s.") == 1
+
+
+def test_a_method_that_failed_is_named(make_method: MakeResult) -> None:
+    failed = make_method("nf4", error="no memory", quality=None)
+    assert make_report([failed]).notes[0] == "nf4 failed: no memory"
+
+
+def test_recipes_are_told_apart(
+    methods_results: list[CellResult], demo_results: list[CellResult]
+) -> None:
+    notes = make_report([*demo_results, *methods_results]).notes
+    both = (*SPEED_DEFINITIONS, *QUALITY_DEFINITIONS)
+    assert notes[: len(both) - 1] == tuple(dict.fromkeys(both))
+    starts = [note.partition(": ")[0] for note in notes if "Quality against" in note]
+    assert sorted(starts) == ["demo", "methods"]
+    assert any(note.startswith("methods: Calibration: 32") for note in notes)

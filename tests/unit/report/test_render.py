@@ -131,3 +131,27 @@ def test_reporting_imports_nothing_heavy() -> None:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_methods_fit_100_columns(methods_results: list[CellResult]) -> None:
+    lines = rendered(methods_results, "terminal").splitlines()
+    assert max(map(len, lines)) <= 100
+    assert "…" not in "".join(lines)
+    (line,) = (line for line in lines if line.startswith("gptqmodel-gptq-w4g64"))
+    assert " ".join(line.split()) == (
+        "gptqmodel-gptq-w4g64 gptqmodel 7.6.0 4.36 114 0.314 [.298, .333] 68.5% 1.312 12.3 1403"
+    )
+
+
+def test_the_methods_in_markdown_and_csv(methods_results: list[CellResult]) -> None:
+    table = [line for line in rendered(methods_results, "markdown").splitlines() if "|" in line]
+    head = "| target | engine | linear bits | size MB | KLD [95 % CI] | top-1 | PPL ratio |"
+    assert table[0] == f"{head} seconds | peak MB |"
+    assert len(table) - 2 >= len(methods_results)
+    text = rendered(methods_results, "csv")
+    rows = {row["target"]: row for row in csv.DictReader(io.StringIO(text))}
+    assert rows["nf4"]["quantization_s"] == "12.34"
+    assert rows["nf4"]["quantization_shared_s"] == "61.2"
+    assert rows["nf4"]["calibration_num_samples"] == "32"
+    assert rows["nf4"]["concurrency"] == ""
+    assert rows["fp32"]["quantization_engine"] == ""

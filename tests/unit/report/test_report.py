@@ -28,3 +28,13 @@ def test_what_cannot_be_compared_stands_apart(make_result: Callable[..., CellRes
         "demo: vllm 0.1.0 on Test CPU (2 cores, 2 threads)",
         "other: llmopt 0.1.0 on Test CPU (2 cores, 2 threads)",
     ]
+
+
+def test_quality_alone_and_speed_stand_apart(make_result: Callable[..., CellResult]) -> None:
+    result = make_result()
+    alone = replace(result, cell_id="other", load=None, runs=(), summary=None)
+    sections = make_report([result, alone]).sections
+    assert [len(section.rows) for section in sections] == [1, 1]
+    assert {section.title for section in sections} == {
+        "demo: llmopt 0.1.0 on Test CPU (2 cores, 2 threads)"
+    }

@@ -93,3 +93,18 @@ def test_runs_without_a_tpot_have_no_tpot_speedup(make_result: MakeResult) -> No
     assert rows[1].speed is not None
     assert rows[1].speed.tpot_speedup is None
     assert rows[1].speed.speedup is not None
+
+
+def test_quality_alone_is_nothing_wrong(methods_results: list[CellResult]) -> None:
+    rows = make_rows(newest(methods_results))
+    assert [row.target for row in rows[:3]] == ["fp32", "rtn-w4g64", "rtn-w4g64-asym"]
+    assert {row.status for row in rows} == {"ok"}
+    assert {row.load for row in rows} == {row.speed for row in rows} == {None}
+    assert rows[0].is_base
+
+
+def test_quality_that_is_missing_is_a_failure(make_method: MakeResult) -> None:
+    (row,) = make_rows([make_method("nf4", quality=None)])
+    assert (row.status, row.reason) == ("failed", "nothing was measured")
+    (row,) = make_rows([make_method("nf4", quality=None, error="no\nmemory")])
+    assert (row.status, row.reason) == ("failed", "no memory")

@@ -86,6 +86,10 @@ def test_checkpoints_among_the_results_are_passed_over(
     (checkpoint / "extra").mkdir(parents=True)
     for name in ("config.json", "tokenizer.json", "extra/more.json"):
         (checkpoint / name).write_text("{}")
+    gguf = tmp_path / "checkpoints" / "gguf"
+    gguf.mkdir()
+    for name in ("quantization.json", "quantization-run.json"):
+        (gguf / name).write_text("{}")
     assert read_results([tmp_path]) == ([make_result()], [])
 
 

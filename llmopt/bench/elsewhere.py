@@ -21,6 +21,7 @@ from llmopt.models.tokenizer import load_tokenizer
 from llmopt.quantize.calibration import CalibrationData
 from llmopt.quantize.engines.request import EngineMethod, EngineRequest, EngineSummary
 from llmopt.quantize.engines.run import quantize_with_engine
+from llmopt.quantize.identity import source_name
 from llmopt.quantize.importance import importance_matrix
 from llmopt.quantize.output import RECORD_FILE, RUN_FILE, write_json
 from llmopt.quantize.scheme import Scheme
@@ -71,7 +72,7 @@ def _quantize_gguf(
     with staged_directory(request.out) as staging:
         whole = staging / _GGUF_SOURCE
         _export(request.model, whole, gguf_pre)
-        file = staging / f"{request.model.name}-{str(request.gguf_type).upper()}.gguf"
+        file = staging / f"{source_name(request.model)}-{str(request.gguf_type).upper()}.gguf"
         seen = request.calibration
         importance = None if seen is None else importance_matrix(request.model, seen)
         asked = replace(request, model=whole, out=file, importance=importance)
@@ -104,7 +105,7 @@ def _export(model: Path, file: Path, pre: str | None) -> None:
         reader,
         load_tokenizer(model),
         file,
-        name=model.name,
+        name=source_name(model),
         file_type=FILE_TYPES["f32"],
         choose=lambda _: ggml_type("f32"),
         encode=_refuse_blocks,

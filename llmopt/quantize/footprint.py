@@ -14,7 +14,7 @@ from llmopt.quantize.options import Job
 
 _FLOAT = 4
 # What GPTQ holds of a layer at once, in copies of its Hessian and of its weight: see gptq.py.
-HESSIAN_COPIES = 7
+HESSIAN_COPIES = 4
 WEIGHT_COPIES = 5
 # What AWQ holds: the weight scaled, rounded and dequantized.
 SCALED_COPIES = 4

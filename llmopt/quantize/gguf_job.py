@@ -24,6 +24,7 @@ from llmopt.quantize.block_task import BlockTask, LayerTask, Needs
 from llmopt.quantize.calibration import CalibrationData
 from llmopt.quantize.gguf_encode import encode
 from llmopt.quantize.gguf_mix import find_mix, tensor_type
+from llmopt.quantize.identity import source_name
 from llmopt.quantize.layout import Place
 from llmopt.quantize.options import ModuleRecord, QuantizedModule
 from llmopt.quantize.packing import PackedBlock, weight_digest
@@ -64,7 +65,9 @@ class GgufPlan:
 def check_tokenizer(source: CheckpointReader, pre: str | None) -> None:
     """Raise `ModelError` for a tokenizer that the format cannot express."""
     export = GgufExport(source.config)
-    export.metadata(load_tokenizer(source.path), name=source.path.name, file_type=0, pre=pre)
+    export.metadata(
+        load_tokenizer(source.path), name=source_name(source.path), file_type=0, pre=pre
+    )
 
 
 def plan_gguf(
@@ -179,7 +182,7 @@ def write_gguf(
         source,
         load_tokenizer(source.path),
         path,
-        name=source.path.name,
+        name=source_name(source.path),
         file_type=find_mix(plan.mix).file_type,
         choose=lambda tensor: plan.types[tensor.name],
         encode=encoded,

@@ -144,29 +144,36 @@ def _factor_with_damping(
     alive = diagonal > 0
     mean = diagonal[alive].mean() if bool(alive.any()) else torch.ones_like(diagonal[0])
     while damping <= MAX_DAMPING:
-        damped = hessian.clone()
-        damped.diagonal().copy_(torch.where(alive, diagonal + damping * mean, mean))
-        factor = _inverse_factor(damped[order][:, order])
+        damped = torch.where(alive, diagonal + damping * mean, mean)
+        factor = _inverse_factor(hessian, damped, order)
         if factor is not None:
             return factor, damping
         damping *= DAMPING_GROWTH
     return None, None
 
 
-def _inverse_factor(hessian: Tensor) -> Tensor | None:
+def _inverse_factor(hessian: Tensor, diagonal: Tensor, order: Tensor) -> Tensor | None:
     """Return the upper triangular U with U^T U = H^-1, each row divided by its diagonal entry.
 
-    Reversing rows and columns of the Cholesky factor L of the reversed H gives U = reverse(L^-1):
-    one factorization and one triangular solve, without ever forming H^-1. None if H is not
-    numerically positive definite.
+    H is `hessian` with another `diagonal` [K], its rows and columns in `order` [K]. Reversing them
+    in the Cholesky factor L of the reversed H gives U = reverse(L^-1): one factorization and one
+    triangular solve, without ever forming H^-1. At most two matrices of this size live besides
+    `hessian`. None if H is not numerically positive definite.
     """
-    lower, failed = torch.linalg.cholesky_ex(hessian.flip(0, 1))
-    if int(failed) or not bool(torch.isfinite(lower).all()):
+    backwards = order.flip(0)
+    lower = hessian[backwards.unsqueeze(1), backwards].T
+    lower.diagonal().copy_(diagonal[backwards])
+    failed = torch.empty((), dtype=torch.int32, device=hessian.device)
+    torch.linalg.cholesky_ex(lower, out=(lower, failed))
+    if int(failed) or not bool(lower.diagonal().isfinite().all()):
         return None
-    inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower)).to(lower), upper=False)
+    inverse = torch.eye(len(lower), device=lower.device).T
+    torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+    del lower
     factor = inverse.flip(0, 1)
-    factor = factor / factor.diagonal().unsqueeze(1)
-    return factor if bool(torch.isfinite(factor).all()) else None
+    del inverse
+    factor /= factor.diagonal().clone().unsqueeze(1)
+    return factor if bool(factor.sum().isfinite()) else None
 
 
 @single_thread()

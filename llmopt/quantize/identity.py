@@ -15,6 +15,16 @@ from llmopt.quantize.calibration import CalibrationData
 from llmopt.quantize.options import Job
 
 
+def source_name(path: Path) -> str:
+    """Return the name of a model by its directory; for a snapshot in the hub's cache, whose own
+    name is a commit, that of the repository.
+    """
+    repository = path.parent.parent.name
+    if path.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.rpartition("--")[2]
+    return path.absolute().name
+
+
 def source_hash(reader: CheckpointReader) -> str:
     """Return a SHA-256 over the contents of the weight files, in order. Reads them whole."""
     return hash_files(reader.files)

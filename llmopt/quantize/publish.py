@@ -18,7 +18,7 @@ from llmopt.formats.staging import remove_stale, staged_directory
 from llmopt.hardware.memory import MemoryMeter
 from llmopt.quantize.checks import CheckedJob
 from llmopt.quantize.gguf_job import GgufPlan, write_gguf
-from llmopt.quantize.identity import RunInputs
+from llmopt.quantize.identity import RunInputs, source_name
 from llmopt.quantize.inspection import Inspector, WrittenCheckpoint
 from llmopt.quantize.journal import Journal
 from llmopt.quantize.layout import matrix_shapes
@@ -88,7 +88,7 @@ class Publisher:
         """Write the weights and yield the directory before it gets its name."""
         if isinstance(checked.storage, GgufPlan):
             with staged_directory(out) as staging:
-                name = f"{self.inputs.reader.path.name}-{checked.storage.mix.upper()}.gguf"
+                name = f"{source_name(self.inputs.reader.path)}-{checked.storage.mix.upper()}.gguf"
                 data, reader = self.inputs.calibration, self.inputs.reader
                 write_gguf(staging / name, checked.storage, reader, blocks, data)
                 yield staging

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from llmopt import __version__
-from llmopt.quantize.identity import RunInputs, calibration_hash
+from llmopt.quantize.identity import RunInputs, calibration_hash, source_name
 from llmopt.quantize.options import Job, ModuleRecord, QuantizeSummary
 
 
@@ -26,7 +26,7 @@ def content_record(inputs: RunInputs, job: Job, modules: Sequence[ModuleRecord])
         "method": scheme.method,
         "scheme": scheme.label,
         "format": job.format,
-        "source": {"name": inputs.reader.path.name, "sha256": inputs.source_sha256},
+        "source": {"name": source_name(inputs.reader.path), "sha256": inputs.source_sha256},
         "spec": None if scheme.spec is None else asdict(scheme.spec),
         "overrides": [asdict(override) for override in job.overrides],
         "propagate": job.propagate if scheme.uses_gptq or scheme.uses_awq else None,

@@ -42,22 +42,25 @@ def job(name: str, **settings: bool) -> Job:
     return Job(scheme, default_format(scheme), **settings)
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(2048, 128), (256, 16384)])
+@pytest.mark.parametrize(("columns", "rows"), [(3072, 64), (256, 40960)])
 def test_gptq_holds_as_many_copies_as_the_arithmetic_says(columns: int, rows: int) -> None:
+    """With tensors above 32 MiB, which the allocator gives back at once."""
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(2 * columns, columns, generator=generator)
+    inputs = torch.randn(columns + 64, columns, generator=generator)
     hessian = inputs.T @ inputs / len(inputs)
     weight = torch.randn(rows, columns, generator=generator)
     del inputs
+    options = GPTQOptions(scale_search=False)
+    quantize_gptq(weight[:, :256], hessian[:256, :256], QuantSpec(4, 128), options)  # warm up
     gc.collect()
     before = host_bytes()
     with MemoryMeter(torch.device("cpu")) as meter:
-        quantize_gptq(weight, hessian, QuantSpec(4, 128), GPTQOptions(scale_search=False))
+        quantize_gptq(weight, hessian, QuantSpec(4, 128), options)
         extra = meter.peak().host_bytes - before
     taken = extra + hessian.nbytes + weight.nbytes
     factoring = HESSIAN_COPIES * hessian.nbytes + weight.nbytes
     rounding = 2 * hessian.nbytes + WEIGHT_COPIES * weight.nbytes
-    assert taken < 1.1 * max(factoring, rounding) + (8 << 20)
+    assert 0.7 * max(factoring, rounding) < taken < 1.15 * max(factoring, rounding)
 
 
 def peak_of(source: Path, out: Path, tokens: CalibrationData) -> int:
@@ -77,9 +80,9 @@ def test_the_peak_does_not_grow_with_the_number_of_blocks(
     block_bytes = 4 * (2 * 384 * 384 + 2 * 384 * 96 + 3 * 384 * 768)
     peaks = [
         peak_of(make_tiny_llama(num_hidden_layers=n, **sizes), tmp_path / str(n), tokens)
-        for n in (2, 8)
+        for n in (2, 12)
     ]
-    assert peaks[1] - peaks[0] < 2 * block_bytes  # the model has 6 blocks more
+    assert peaks[1] - peaks[0] < 5 * block_bytes  # the model has 10 blocks more
 
 
 def test_a_second_stream_of_hidden_states_counts() -> None:
@@ -96,6 +99,14 @@ def test_methods_without_data_need_no_hidden_states() -> None:
     found = footprint(llama(2048, 8192, 16, 32, 8), [job("nf4")], 0)
     assert (found.hidden_states, found.activations) == (0, 0)
     assert found.device_bytes < GIGABYTE
+
+
+def test_a_model_of_70_billion_weights_fits_a_gpu_of_24_gigabytes() -> None:
+    config = llama(8192, 28672, 80, 64, 8)
+    for name in ("gptq-w4g128", "awq-w4g128-asym", "awq+gptq-w4g128-asym", "nf4", "w8a8"):
+        found = footprint(config, [job(name)], 128 * 2048)
+        assert found.device_bytes < 24 * GIGABYTE, name
+        assert found.hidden_states < 16 * GIGABYTE, name
 
 
 def test_the_number_of_blocks_does_not_matter() -> None:

@@ -6,7 +6,7 @@ import typer
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Directory, GGUF file, hub id, or `smollm2-135m`.")],
+    model: Annotated[str, typer.Argument(help="Directory, GGUF file, hub id or `smollm2-135m`.")],
     base: Annotated[str, typer.Option(help="The model that it was made from.")],
     text: Annotated[str, typer.Option(help="A UTF-8 text file, or `bundled`.")] = "bundled",
     window: Annotated[int, typer.Option(help="Tokens per window.")] = 512,

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def generate(
-    model: Annotated[str, typer.Argument(help="Directory, hub id, or `smollm2-135m`.")],
+    model: Annotated[str, typer.Argument(help="Directory, GGUF file, hub id or `smollm2-135m`.")],
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="A prompt; repeat for a batch.")
     ] = None,

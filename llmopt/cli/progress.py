@@ -33,19 +33,7 @@ class StageProgress:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            TextColumn("[dim]{task.fields[detail]}", markup=True),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
+        self._bar = live_bar(self.console)
         self._task: TaskID | None = None
         self._stage = ""
         self._started = self._last_line = 0.0
@@ -108,3 +96,20 @@ def _eta(elapsed_s: float, done: int, total: int) -> str:
     if done <= 0:
         return f"({elapsed_s:.0f} s so far)"
     return f"({elapsed_s:.0f} s, about {elapsed_s * (total - done) / done:.0f} s left)"
+
+
+def live_bar(console: Console) -> Progress:
+    """A bar with ETA whose tasks have a field `detail`; nothing is drawn without a terminal."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[detail]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

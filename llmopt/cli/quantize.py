@@ -37,7 +37,8 @@ def quantize(
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory to create.")],
     method: Annotated[Method, typer.Option(help="How codes are chosen.")] = Method.GPTQ,
     bits: Annotated[
-        int | None, typer.Option(help="Bits per weight of rtn, gptq, awq: 2, 3, 4 or 8 [4].")
+        int | None,
+        typer.Option(help="Bits per weight of rtn, gptq, qronos, awq: 2, 3, 4, 8 [4]."),
     ] = None,
     group_size: Annotated[
         int | None,
@@ -63,12 +64,12 @@ def quantize(
     ] = None,
     format: Annotated[
         Format | None,
-        typer.Option(help="How rtn, gptq and awq are stored [what most engines read]."),
+        typer.Option(help="How rtn, gptq, qronos and awq are stored [what most engines read]."),
     ] = None,
     override: Annotated[
         list[str] | None,
         typer.Option(
-            help="Other settings for modules: '*.down_proj=bits:8,group:32', '*.0.*=skip'. "
+            help="Other settings for modules: `*.down_proj=bits:8,group:32`, `*.0.*=skip`. "
             "The last match wins."
         ),
     ] = None,

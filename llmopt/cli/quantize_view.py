@@ -9,21 +9,12 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TaskID
 from rich.table import Table
 
+from llmopt.cli.progress import PLAIN_INTERVAL_S, live_bar
 from llmopt.hardware.memory import host_bytes
 from llmopt.quantize.options import ModuleFinished, QuantizeSummary
-
-PLAIN_INTERVAL_S = 10.0  # between lines where there is no terminal
 
 
 class QuantizeView:
@@ -40,19 +31,7 @@ class QuantizeView:
         self._task: TaskID | None = None
         self._stage = ""
         self._last_line = time.monotonic()
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("[dim]{task.fields[detail]}"),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
+        self._bar = live_bar(self.console)
 
     def __enter__(self) -> Self:
         self._bar.start()

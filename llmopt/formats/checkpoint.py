@@ -20,9 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from llmopt.errors import CheckpointError
-from llmopt.formats.staging import check_writable as check_writable
-from llmopt.formats.staging import output_errors as output_errors
-from llmopt.formats.staging import staged_directory, sync
+from llmopt.formats.staging import output_errors, staged_directory, sync
 
 INDEX_NAME = "model.safetensors.index.json"
 TOKENIZER_FILES = (

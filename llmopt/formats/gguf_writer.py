@@ -19,7 +19,6 @@ from typing import BinaryIO, Self
 import torch
 
 from llmopt.errors import OutputError
-from llmopt.formats.checkpoint import check_writable, output_errors
 from llmopt.formats.gguf_blocks import GgufWeight
 from llmopt.formats.gguf_header import (
     GgufError,
@@ -30,6 +29,7 @@ from llmopt.formats.gguf_header import (
     map_header,
     round_up,
 )
+from llmopt.formats.staging import check_writable, output_errors
 
 
 class GgufWriter:

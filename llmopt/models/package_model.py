@@ -20,8 +20,9 @@ import torch
 
 import llmopt
 from llmopt.errors import CheckpointError, ModelError, OutputError
-from llmopt.formats.checkpoint import CheckpointReader, CheckpointWriter, check_writable
+from llmopt.formats.checkpoint import CheckpointReader, CheckpointWriter
 from llmopt.formats.gguf import GgufCheckpoint
+from llmopt.formats.staging import check_writable
 from llmopt.hardware.cache import cache_directory
 from llmopt.models.gguf_tokenizer import build_tokenizer
 from llmopt.models.package_file import PackageFile, fetch_joined

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from llmopt.formats.checkpoint import output_errors
+from llmopt.formats.staging import output_errors
 from llmopt.quantize.engines.engine import Engine
 from llmopt.quantize.engines.request import EngineRequest
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from llmopt import __version__
 from llmopt.errors import BackendError, CheckpointError
-from llmopt.formats.checkpoint import TOKENIZER_FILES, CheckpointReader, output_errors
+from llmopt.formats.checkpoint import TOKENIZER_FILES, CheckpointReader
+from llmopt.formats.staging import output_errors
 from llmopt.quantize.engines.engine import Engine
 from llmopt.quantize.engines.request import EngineRequest
 from llmopt.quantize.identity import calibration_hash, source_hash

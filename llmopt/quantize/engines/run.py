@@ -16,7 +16,8 @@ from llmopt.environment.cuda import has_nvidia_driver
 from llmopt.environment.installation import require_python
 from llmopt.environment.process import LineCallback
 from llmopt.errors import BackendError, QuantizationError, UsageError
-from llmopt.formats.checkpoint import CheckpointReader, check_writable, output_errors
+from llmopt.formats.checkpoint import CheckpointReader
+from llmopt.formats.staging import check_writable, output_errors
 from llmopt.quantize.engines.catalogue import find_engine
 from llmopt.quantize.engines.engine import Engine
 from llmopt.quantize.engines.job import OUTPUT_NAME, write_job

@@ -14,7 +14,7 @@ from llmopt.environment.environment import Environment
 from llmopt.environment.installation import process_variables
 from llmopt.environment.process import LineCallback, follow_process
 from llmopt.errors import BackendError
-from llmopt.formats.checkpoint import output_errors
+from llmopt.formats.staging import output_errors
 from llmopt.hardware.cache import cache_directory
 from llmopt.quantize.engines.engine import Engine
 from llmopt.quantize.engines.job import JOB_FILE, RESULT_FILE, TEMPORARY_NAME

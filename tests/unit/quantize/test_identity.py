@@ -13,7 +13,7 @@ from llmopt.quantize.identity import source_name
         ("/models/tiny", "tiny"),
         ("/hub/models--org--my-model/snapshots/0123abcd", "my-model"),
         ("/hub/models--gpt2/snapshots/0123abcd", "gpt2"),
-        ("/work/snapshots/v2", "v2"),
+        ("/models/snapshots/v2", "v2"),
     ],
 )
 def test_a_model_is_called_by_its_directory_or_repository(path, name):

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from llmopt.errors import QuantizationError
 from llmopt.formats.quantized import QuantSpec, StoredWeight
 from llmopt.formats.weights import FormatName
 from llmopt.hardware.memory import PeakMemory
@@ -39,6 +40,13 @@ class Job:
     gguf_pre: str | None = None
     lm_head: bool = False
 
+    def __post_init__(self) -> None:
+        if self.scheme.method == "qronos" and not self.propagate:
+            raise QuantizationError(
+                "qronos makes up for the errors of the blocks before, and cannot do without them",
+                "Leave --no-propagate out, or choose gptq.",
+            )
+
     @property
     def label(self) -> str:
         """The name of its scheme."""
@@ -47,8 +55,6 @@ class Job:
     @property
     def has_own_prefix(self) -> bool:
         """Whether it needs a forward pass of its own."""
-        if self.scheme.method == "qronos":
-            return True
         return self.propagate and (self.scheme.uses_gptq or self.scheme.uses_awq)
 
 
@@ -93,7 +99,8 @@ class ModuleRecord:
 
     bits: of a code, or of a weight in all where blocks have several kinds of numbers (GGUF)
     stored_as: such as "w4", "nf4" or "q4_k"
-    loss: mean squared error of an output over the calibration tokens
+    loss: mean squared error of an output over the calibration tokens; for qronos against the
+        output that the corrected weight would give
     relative_loss: the same as a share of the output's mean square
     damping: share of the mean Hessian diagonal that was added to it; None also where no damping
         was enough and the module was rounded to nearest

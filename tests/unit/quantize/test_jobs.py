@@ -239,7 +239,8 @@ def head_jobs(out, names=HEADS, **settings):
 
 @pytest.mark.parametrize("propagate", [True, False])
 def test_the_output_head_is_quantized_too(untied_source, tokens, tmp_path, propagate):
-    outputs = head_jobs(tmp_path, lm_head=True, propagate=propagate)
+    names = [name for name in HEADS if propagate or not name.startswith("qronos")]
+    outputs = head_jobs(tmp_path, names, lm_head=True, propagate=propagate)
     run = RunOptions(calibration=tokens)
     summaries = quantize_jobs(untied_source, outputs, tmp_path / ".j", run)
     base = load_model(untied_source, dtype="float32")
@@ -296,3 +297,8 @@ def test_skipped_modules_are_named_in_a_bitsandbytes_config(spread_source, tmp_p
     skipped = CheckpointReader(summary.out).config["quantization_config"]["llm_int8_skip_modules"]
     assert skipped == [*(f"model.layers.{i}.mlp.down_proj" for i in range(3)), "lm_head"]
     load_model(summary.out)
+
+
+def test_qronos_cannot_do_without_the_quantized_blocks():
+    with pytest.raises(QuantizationError, match="cannot do without them"):
+        job("qronos-w4g32", propagate=False)

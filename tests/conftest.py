@@ -61,6 +61,39 @@ TINY_ARCHITECTURES: dict[str, dict[str, object]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
         },
     },
+    "mistral": {"sliding_window": 9},
+    "gemma2": {
+        "head_dim": 32,
+        "num_hidden_layers": 3,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 9,
+        "tie_word_embeddings": False,
+        "attn_logit_softcapping": 2.0,  # low, so that it shows
+        "final_logit_softcapping": 5.0,
+    },
+    "phi3": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    },
+    "smollm3": {
+        "no_rope_layer_interval": 2,
+        "tie_word_embeddings": False,
+    },
+    "qwen3_moe": {
+        "head_dim": 32,
+        "moe_intermediate_size": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": True,
+    },
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "opt": {
+        "ffn_dim": 96,
+        "init_std": 0.2,
+        "word_embed_proj_dim": 64,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+    },
+    "gpt2": {"n_inner": 96, "num_key_value_heads": 4},
 }
 
 

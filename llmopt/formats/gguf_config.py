@@ -3,8 +3,8 @@
 Knows nothing of files or tensors' data. The law: what GGUF cannot say, or llama.cpp would compute
 differently from what config.json says, is refused with a sentence, never dropped.
 
-Sources: the GGUF specification of ggml for the keys; llama.cpp's loaders for what each architecture
-takes as given (Gemma's layer pattern and query scale).
+Sources: the GGUF specification of ggml for the keys; `gguf_names` has what each architecture of
+llama.cpp takes as given.
 """
 
 from collections.abc import Mapping
@@ -18,11 +18,7 @@ from llmopt.formats.gguf_names import ARCHITECTURES, GgufArchitecture, architect
 from llmopt.formats.gguf_rope import Scaling, rope_of_config
 
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
-_GEMMA_PATTERN = 6  # llama.cpp's default: each sixth layer sees everything
-_GEMMA_LAYERS_27B = 62  # by which llama.cpp tells the one Gemma 3 with another query scale
 _ROLES = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
-_ACTIVATIONS = {"gemma3": "gelu_pytorch_tanh"}
-_HEAD_DIMS = {"qwen3": 128, "gemma3": 256}  # where config.json may leave it out
 
 
 def metadata_of_config(config: Mapping[str, Any], *, file_type: int) -> dict[str, GgufField]:
@@ -35,8 +31,7 @@ def metadata_of_config(config: Mapping[str, Any], *, file_type: int) -> dict[str
         architecture = architecture_of((config.get("architectures") or ["(none named)"])[0])
         _require_computable(architecture, config)
         own = _sizes(architecture, config) | _rope_fields(architecture, config)
-        if architecture.name == "gemma3":
-            own |= _gemma_fields(config)
+        own |= _window_fields(architecture, config) | _cap_fields(architecture, config)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
             f"config.json lacks a usable value for {error}", "Fetch the model again."
@@ -61,7 +56,7 @@ def _sizes(architecture: GgufArchitecture, config: Mapping[str, Any]) -> dict[st
         "attention.head_count_kv": config.get("num_key_value_heads") or num_heads,
         "attention.key_length": head_dim,
         "attention.value_length": head_dim,
-        "rope.dimension_count": head_dim,
+        "rope.dimension_count": int(head_dim * _rotary_share(config)),
         "vocab_size": config["vocab_size"],
     }
     for key, value in counts.items():
@@ -76,7 +71,13 @@ def _sizes(architecture: GgufArchitecture, config: Mapping[str, Any]) -> dict[st
 
 def _head_dim(architecture: GgufArchitecture, config: Mapping[str, Any]) -> int:
     implied = config["hidden_size"] // config["num_attention_heads"]
-    return int(config.get("head_dim") or _HEAD_DIMS.get(architecture.name, implied))
+    return int(config.get("head_dim") or architecture.head_dim or implied)
+
+
+def _rotary_share(config: Mapping[str, Any]) -> float:
+    parameters = config.get("rope_parameters") or {}
+    share = parameters.get("partial_rotary_factor") or config.get("partial_rotary_factor")
+    return float(share or 1.0)
 
 
 def _rope_fields(architecture: GgufArchitecture, config: Mapping[str, Any]) -> dict[str, GgufField]:
@@ -96,27 +97,33 @@ def _rope_fields(architecture: GgufArchitecture, config: Mapping[str, Any]) -> d
     return fields  # llama3 is a tensor, not metadata
 
 
-def _gemma_fields(config: Mapping[str, Any]) -> dict[str, GgufField]:
-    fields: dict[str, GgufField] = {
-        "rope.freq_base_swa": GgufField.float32(rope_of_config(config).local_theta),
-    }
-    sliding = _sliding_layers(config)
+def _window_fields(
+    architecture: GgufArchitecture, config: Mapping[str, Any]
+) -> dict[str, GgufField]:
+    fields: dict[str, GgufField] = {}
+    if architecture.local_theta:
+        fields["rope.freq_base_swa"] = GgufField.float32(rope_of_config(config).local_theta)
+    if architecture.window_period is None:
+        return fields
+    sliding = _sliding_layers(architecture.window_period, config)
     if any(sliding):
         fields["attention.sliding_window"] = GgufField.uint32(int(config["sliding_window"]))
-        if sliding != _pattern(_GEMMA_PATTERN, len(sliding)):
+        if sliding != _pattern(architecture.window_period, len(sliding)):
             fields["attention.sliding_window_pattern"] = GgufField.booleans(sliding)
-    if config.get("final_logit_softcapping"):
-        cap = float(config["final_logit_softcapping"])
-        fields["final_logit_softcapping"] = GgufField.float32(cap)
     return fields
 
 
-def _sliding_layers(config: Mapping[str, Any]) -> list[bool]:
+def _cap_fields(architecture: GgufArchitecture, config: Mapping[str, Any]) -> dict[str, GgufField]:
+    caps = {key: config.get(key) for key, _ in architecture.soft_caps}
+    return {key: GgufField.float32(float(cap)) for key, cap in caps.items() if cap}
+
+
+def _sliding_layers(usual_period: int, config: Mapping[str, Any]) -> list[bool]:
     """Which layers see a window only."""
     if config.get("layer_types"):
         return [kind == "sliding_attention" for kind in config["layer_types"]]
     period = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern")
-    return _pattern(int(period or _GEMMA_PATTERN), config["num_hidden_layers"])
+    return _pattern(int(period or usual_period), config["num_hidden_layers"])
 
 
 def _pattern(period: int, num_layers: int) -> list[bool]:
@@ -128,18 +135,28 @@ def _require_computable(architecture: GgufArchitecture, config: Mapping[str, Any
     name, head_dim = architecture.name, _head_dim(architecture, config)
     num_heads, hidden_size = config["num_attention_heads"], config["hidden_size"]
     activation = config.get("hidden_activation") or config.get("hidden_act", "silu")
+    caps = dict(architecture.soft_caps)
+    period, share = architecture.window_period, _rotary_share(config)
     refusals = {
-        f"the activation {activation}": activation != _ACTIVATIONS.get(name, "silu"),
+        f"the activation {activation}": activation != architecture.activation,
         "biases in its attention": bool(config.get("attention_bias")) and name != "llama",
-        "a sliding window": name != "gemma3" and _has_window(config),
+        "a sliding window": period is None and _has_window(config),
         f"heads of {head_dim}": name == "qwen2" and num_heads * head_dim != hidden_size,
-        "soft-capped attention": bool(config.get("attn_logit_softcapping")),
+        "soft-capped attention": (
+            "attn_logit_softcapping" not in caps and bool(config.get("attn_logit_softcapping"))
+        ),
         "attention in both directions": bool(config.get("use_bidirectional_attention")),
+        f"{share:g} of each head rotated": share != 1 and not architecture.partial_rotary,
     }
-    if name == "gemma3":
+    for key, value in caps.items():
+        refusals[f"no {key}"] = bool(value) and not config.get(key)
+    if period is not None and not architecture.says_pattern:
+        sliding = _sliding_layers(period, config)
+        refusals["another order of sliding windows"] = sliding != _pattern(period, len(sliding))
+    if architecture.odd_depth is not None:
         scalar = float(config["query_pre_attn_scalar"])
-        refusals[f"the query scale 1/sqrt({scalar:g})"] = scalar != _gemma_query_scalar(
-            config["num_hidden_layers"], hidden_size, num_heads, head_dim
+        refusals[f"the query scale 1/sqrt({scalar:g})"] = scalar != _query_scalar(
+            architecture, config["num_hidden_layers"], hidden_size, num_heads, head_dim
         )
     for what, refused in refusals.items():
         if refused:
@@ -152,14 +169,22 @@ def _require_computable(architecture: GgufArchitecture, config: Mapping[str, Any
 def _has_window(config: Mapping[str, Any]) -> bool:
     if not config.get("use_sliding_window") or config.get("sliding_window") is None:
         return False
+    if config["sliding_window"] >= config["max_position_embeddings"]:
+        return False
     kinds = config.get("layer_types")
     if kinds:
         return "sliding_attention" in kinds
-    return bool(config["max_window_layers"] < config["num_hidden_layers"])
+    return bool(config.get("max_window_layers", 0) < config["num_hidden_layers"])
 
 
-def _gemma_query_scalar(num_layers: int, hidden_size: int, num_heads: int, head_dim: int) -> int:
-    return hidden_size // num_heads if num_layers == _GEMMA_LAYERS_27B else head_dim
+def _query_scalar(
+    architecture: GgufArchitecture,
+    num_layers: int,
+    hidden_size: int,
+    num_heads: int,
+    head_dim: int,
+) -> int:
+    return hidden_size // num_heads if num_layers == architecture.odd_depth else head_dim
 
 
 class ConfigReader:
@@ -180,8 +205,6 @@ class ConfigReader:
         names of the modules with a bias.
         """
         num_heads = self.integer("attention.head_count")
-        name = self.architecture.name
-        activation = "hidden_activation" if name == "gemma3" else "hidden_act"
         config: dict[str, Any] = {
             "architectures": [self.architecture.hf_name],
             "model_type": self.architecture.model_type,
@@ -192,52 +215,67 @@ class ConfigReader:
             "num_attention_heads": num_heads,
             "num_key_value_heads": self.integer("attention.head_count_kv", num_heads),
             "head_dim": self.head_dim,
-            activation: _ACTIVATIONS.get(name, "silu"),
+            self.architecture.activation_key: self.architecture.activation,
             "max_position_embeddings": self.integer("context_length"),
             "rms_norm_eps": self.real("attention.layer_norm_rms_epsilon"),
             "rope_theta": self.real("rope.freq_base", 10000.0),
             "tie_word_embeddings": tied,
         }
-        if name == "llama":
+        if self.architecture.name == "llama":
             config["attention_bias"] = "attn_q" in biased
             config["mlp_bias"] = "ffn_gate" in biased
         scaling = scaling or self._linear_scaling()
-        if name == "gemma3":
-            config |= self._gemma(config, scaling)
-        elif scaling is not None:
+        if scaling is not None:
             config["rope_scaling"] = dict(scaling)
+        config |= self._windows(config["num_hidden_layers"]) | self._query_scale(config)
+        if self.architecture.local_theta:
+            config |= self._two_ropes(config, scaling)
+        if self.architecture.partial_rotary:
+            rotated = self.integer("rope.dimension_count", self.head_dim)
+            config["partial_rotary_factor"] = rotated / self.head_dim
+        for key, default in self.architecture.soft_caps:
+            config[key] = self.real(key, default) or None
         for key, role in _ROLES.items():
             if f"tokenizer.ggml.{role}_token_id" in self._metadata:
                 config[key] = self._value_of_token(role)
         return config
 
-    def _gemma(self, config: Mapping[str, Any], scaling: Scaling | None) -> dict[str, Any]:
-        num_layers = config["num_hidden_layers"]
-        window = self.integer("attention.sliding_window", 0, minimum=0)
-        sliding = self._pattern(num_layers) if window else [False] * num_layers
-        full = {**(scaling or {"rope_type": "default"}), "rope_theta": config["rope_theta"]}
-        local_theta = self.real("rope.freq_base_swa", 10000.0)
-        cap = self.real("final_logit_softcapping", 0.0)
+    def _windows(self, num_layers: int) -> dict[str, Any]:
+        window = self.integer("attention.sliding_window", self.architecture.window, minimum=0)
+        period = self.architecture.window_period
+        if period is None:
+            return {"sliding_window": window} if window else {}
+        sliding = self._pattern(num_layers, period) if window else [False] * num_layers
         return {
-            "query_pre_attn_scalar": _gemma_query_scalar(
-                num_layers,
-                config["hidden_size"],
-                config["num_attention_heads"],
-                config["head_dim"],
-            ),
             "sliding_window": window or None,
             "layer_types": ["sliding_attention" if s else "full_attention" for s in sliding],
+        }
+
+    def _query_scale(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        if self.architecture.odd_depth is None:
+            return {}
+        scalar = _query_scalar(
+            self.architecture,
+            config["num_hidden_layers"],
+            config["hidden_size"],
+            config["num_attention_heads"],
+            config["head_dim"],
+        )
+        return {"query_pre_attn_scalar": scalar, "attention_bias": False}
+
+    def _two_ropes(self, config: Mapping[str, Any], scaling: Scaling | None) -> dict[str, Any]:
+        full = {**(scaling or {"rope_type": "default"}), "rope_theta": config["rope_theta"]}
+        local_theta = self.real("rope.freq_base_swa", 10000.0)
+        return {
             "rope_local_base_freq": local_theta,
             "rope_parameters": {
                 "full_attention": full,
                 "sliding_attention": {"rope_type": "default", "rope_theta": local_theta},
             },
-            "final_logit_softcapping": cap or None,
-            "attention_bias": False,
         }
 
-    def _pattern(self, num_layers: int) -> list[bool]:
-        value = self._own("attention.sliding_window_pattern", _GEMMA_PATTERN)
+    def _pattern(self, num_layers: int, period: int) -> list[bool]:
+        value = self._own("attention.sliding_window_pattern", period)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return _pattern(value, num_layers)
         if isinstance(value, list) and len(value) >= num_layers:
@@ -249,7 +287,10 @@ class ConfigReader:
         """Channels of a head; its keys, values and rotary positions have the same."""
         implied = self.integer("embedding_length") // self.integer("attention.head_count")
         head_dim = self.integer("attention.key_length", implied)
-        for key in ("attention.value_length", "rope.dimension_count"):
+        alike = ["attention.value_length"]
+        if not self.architecture.partial_rotary:
+            alike.append("rope.dimension_count")
+        for key in alike:
             if self.integer(key, head_dim) != head_dim:
                 raise GgufError(f"its metadata has another {key} than keys of {head_dim}")
         return head_dim

@@ -7,6 +7,7 @@ the checkpoint stores it.
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 
 from llmopt_kernels.rms_norm import rms_norm
 
@@ -30,6 +31,19 @@ class RMSNorm:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [..., C] -> [..., C]."""
         return rms_norm(x, self.gain, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """LayerNorm over the last dimension (Ba et al., 2016)."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    eps: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """x: [..., C] -> [..., C]."""
+        return F.layer_norm(x, (x.shape[-1],), self.weight, self.bias, self.eps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,9 @@
-"""From logits to one token per row: greedy, or temperature, top-k, top-p and a seeded draw.
+"""From logits to one token per row: greedy, or temperature, top-k, top-p, min-p and a seeded draw.
+
+The order of everything that chooses a token, in the engine as in transformers: constraint (tokens
+that may not come), logit bias, repetition, frequency and presence penalties (`penalties`), tokens
+banned below `min_tokens`; then, for rows that are not greedy, temperature, top-k, top-p, min-p.
+vLLM applies min-p before top-k and top-p; all else is alike.
 
 Knows nothing about requests, batches or the engine.
 Law: a drawn token depends on the row's logits, seed and position only, never on the other rows, on
@@ -33,13 +38,14 @@ class SamplingRow:
     seed: int
     position: int
     banned_token_ids: tuple[int, ...] = ()
+    min_p: float = 0.0
 
 
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     """Choose one token per row.
 
-    Logits are divided by the temperature, then top-k, then top-p are applied, as transformers and
-    vLLM do; tokens tied with the last one kept are kept too. The draw inverts the cumulative
+    Logits are divided by the temperature, then top-k, top-p and min-p (Nguyen et al., 2024) are
+    applied; tokens tied with the last one kept are kept too. The draw inverts the cumulative
     distribution over the vocabulary, in float64, at `uniform(seed, position)`.
 
     Args:
@@ -51,12 +57,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     """
     assert logits.shape[0] == len(rows), "one row of logits per request"
     logits = _ban(logits, rows)
-    best, best_ids = logits.max(dim=-1)  # [R]; a NaN wins
-    if not bool(torch.isfinite(best).all()):
-        raise EngineError(
-            f"the model computed logits that are not finite numbers in {logits.dtype}",
-            "Try dtype float32, and check the checkpoint if that does not help.",
-        )
+    best, best_ids = _greatest(logits)
     token_ids: list[int] = best_ids.tolist()
     drawn = [index for index, row in enumerate(rows) if row.temperature > 0]
     if drawn:
@@ -64,6 +65,18 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
         for index, token_id in zip(drawn, drawn_ids, strict=True):
             token_ids[index] = token_id
     return token_ids
+
+
+def distribution(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """The probabilities, float64 [R, V], that `sample` draws each row from; temperatures are > 0.
+
+    Raises:
+        EngineError: as `sample`.
+    """
+    assert all(row.temperature > 0 for row in rows), "a greedy row has no distribution"
+    logits = _ban(logits, rows)
+    probs = _kept_probs(logits - _greatest(logits)[0][:, None], rows).double()
+    return probs / probs.sum(dim=-1, keepdim=True)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -84,6 +97,17 @@ def _mix(state: int) -> int:
     return state ^ (state >> 31)
 
 
+def _greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The greatest logit of each row and its token, [R] each."""
+    best, best_ids = logits.max(dim=-1)  # a NaN wins
+    if not bool(torch.isfinite(best).all()):
+        raise EngineError(
+            f"the model computed logits that are not finite numbers in {logits.dtype}",
+            "Try dtype float32, and check the checkpoint if that does not help.",
+        )
+    return best, best_ids
+
+
 def _ban(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     banned = [(index, token) for index, row in enumerate(rows) for token in row.banned_token_ids]
     if not banned:
@@ -96,16 +120,29 @@ def _ban(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
 
 def _draw(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     """Draw one token per row; logits [R, V] are relative to the row's greatest."""
-    device = logits.device
-    temperatures = torch.tensor([row.temperature for row in rows], device=device)
-    scores = _keep_top_k(logits.float() / temperatures[:, None], rows)
-    probs = _keep_top_p(torch.softmax(scores, dim=-1), rows)
-    cdf = probs.double().cumsum(dim=-1)  # [R, V], not normalized
     draws = [uniform(row.seed, row.position) for row in rows]
-    targets = torch.tensor(draws, dtype=torch.float64, device=device) * cdf[:, -1]
+    return invert_cdf(_kept_probs(logits, rows), draws)
+
+
+def invert_cdf(weights: Tensor, draws: Sequence[float]) -> list[int]:
+    """The token of each row at which the cumulative weight passes the draw, a number in [0, 1).
+
+    Args:
+        weights: [R, V], at least 0 and not all 0; they need not sum to 1.
+        draws: R numbers.
+    """
+    cdf = weights.double().cumsum(dim=-1)  # [R, V]
+    targets = torch.tensor(draws, dtype=torch.float64, device=weights.device) * cdf[:, -1]
     # right=True: the first token whose cumulative mass exceeds the target, so never one of mass 0.
     token_ids: list[int] = torch.searchsorted(cdf, targets[:, None], right=True)[:, 0].tolist()
     return token_ids
+
+
+def _kept_probs(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """What each row may draw, [R, V], not normalized; logits are relative to the row's greatest."""
+    temperatures = torch.tensor([row.temperature for row in rows], device=logits.device)
+    scores = _keep_top_k(logits.float() / temperatures[:, None], rows)
+    return _keep_min_p(_keep_top_p(torch.softmax(scores, dim=-1), rows), rows)
 
 
 def _keep_top_k(scores: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
@@ -135,6 +172,14 @@ def _keep_top_p(probs: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     probs = probs.clone()
     probs[limited] = kept.masked_fill(kept < thresholds, 0.0)
     return probs
+
+
+def _keep_min_p(probs: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """The likeliest token always passes what was before, so its probability needs no new sum."""
+    if all(row.min_p == 0 for row in rows):
+        return probs
+    shares = torch.tensor([row.min_p for row in rows], device=probs.device)[:, None]
+    return probs.masked_fill(probs < shares * probs.amax(dim=-1, keepdim=True), 0.0)
 
 
 def _nucleus_thresholds(probs: Tensor, masses: Tensor) -> Tensor:

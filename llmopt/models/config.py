@@ -4,42 +4,49 @@ The law: a config that is accepted describes a model that the runtime computes e
 else is refused with a sentence.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from llmopt.errors import ModelError
-from llmopt.layers.rotary import SUPPORTED_ROPE_TYPES
+from llmopt.layers.activation import activations
 from llmopt.models.architectures import ARCHITECTURES, FULL, SLIDING, Architecture, Settings
+from llmopt.models.module_names import LLAMA_NAMES, ModuleNames
+from llmopt.models.rope import Rope, max_positions, read_ropes
 
-Activation = Literal["silu", "gelu_pytorch_tanh"]
 SUPPORTED_ARCHITECTURES = tuple(ARCHITECTURES)
-SUPPORTED_ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_pytorch_tanh")
 _DAMAGED = "config.json is damaged; fetch the model again."
 
 
 @dataclass(frozen=True, slots=True)
-class Rope:
-    """A rotary embedding: its base, and the rule that stretches it (None: none)."""
-
-    theta: float
-    scaling: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class LayerAttention:
-    """How one layer attends: which of the model's ropes it uses, and its window.
+    """How one layer attends: which of the model's ropes it uses (None: none), and its window.
 
     With a window, a token sees itself and the window - 1 tokens before it.
     """
 
-    rope: int = 0
+    rope: int | None = 0
     window: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of experts: how many there are, how many a token goes to, and whether the weights
+    of those add up to 1.
+    """
+
+    count: int
+    per_token: int
+    normalized: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Sizes, parts and constants of a decoder; `architectures.Architecture` explains the parts."""
+    """Sizes, parts and constants of a decoder; `architectures.Architecture` explains the parts.
+
+    intermediate_size: width of the MLP, or of each of the experts
+    rms_norm_eps: of all norms, LayerNorms too
+    first_position: the row of position 0 in the table of learned positions; None: there is none
+    """
 
     architecture: str
     vocab_size: int
@@ -58,7 +65,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     dtype: str
     attention_scale: float
-    activation: Activation = "silu"
+    activation: str = "silu"
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -66,22 +73,40 @@ class ModelConfig:
     branch_norms: bool = False
     norm_offset: float = 0.0
     embedding_scale: float | None = None
+    names: ModuleNames = LLAMA_NAMES
+    gated: bool = True
+    layer_norm: bool = False
+    first_position: int | None = None
+    transposed: bool = False
+    attention_soft_cap: float | None = None
+    logit_soft_cap: float | None = None
+    experts: Experts | None = None
 
     @classmethod
     def from_hf(cls, config: Settings) -> "ModelConfig":
         """Read config.json; ModelError for an unknown architecture, activation or rope type."""
         name = _architecture(config)
         try:
-            return _read(name, ARCHITECTURES[name], {**ARCHITECTURES[name].defaults, **config})
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            return _read(name, ARCHITECTURES[name], _with_llama_keys(ARCHITECTURES[name], config))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"config.json lacks a usable value for {error}", "Fetch the model again."
             ) from error
 
     @property
-    def mlp_norm_name(self) -> str:
-        """What checkpoints call the norm before the MLP, within a block."""
-        return "pre_feedforward_layernorm" if self.branch_norms else "post_attention_layernorm"
+    def num_experts(self) -> int:
+        """MLPs of a block."""
+        return 1 if self.experts is None else self.experts.count
+
+    @property
+    def mlp_weights_per_token(self) -> int:
+        """Weights of a block's MLP that one token is multiplied with: the router and the experts
+        that it goes to.
+        """
+        matrices = (3 if self.gated else 2) * self.hidden_size * self.intermediate_size
+        if self.experts is None:
+            return matrices
+        return self.experts.per_token * matrices + self.experts.count * self.hidden_size
 
 
 def _read(name: str, parts: Architecture, settings: Settings) -> ModelConfig:
@@ -89,25 +114,26 @@ def _read(name: str, parts: Architecture, settings: Settings) -> ModelConfig:
     num_heads, hidden_size = int(settings["num_attention_heads"]), int(settings["hidden_size"])
     head_dim = int(settings.get("head_dim") or hidden_size // num_heads)
     biases = {key: bool(settings.get(key, False)) for key in parts.bias_keys}
+    ropes = read_ropes(parts, settings)
     result = ModelConfig(
         architecture=name,
         vocab_size=int(settings["vocab_size"]),
         hidden_size=hidden_size,
-        intermediate_size=int(settings["intermediate_size"]),
+        intermediate_size=_intermediate_size(parts, settings),
         num_layers=int(settings["num_hidden_layers"]),
         num_heads=num_heads,
         num_kv_heads=int(settings.get("num_key_value_heads") or num_heads),
         head_dim=head_dim,
         rms_norm_eps=float(settings["rms_norm_eps"]),
-        ropes=_ropes(parts, settings),
+        ropes=ropes,
         layers=_layers(parts, settings),
-        max_model_len=int(settings["max_position_embeddings"]),
+        max_model_len=max_positions(ropes, settings),
         tie_word_embeddings=bool(settings.get("tie_word_embeddings", False)),
         bos_token_id=_optional_int(settings.get("bos_token_id")),
         eos_token_ids=_token_ids(settings.get("eos_token_id")),
         dtype=str(settings.get("dtype") or settings.get("torch_dtype") or "float32"),
-        attention_scale=float(settings.get(parts.query_scalar_key) or head_dim) ** -0.5,
-        activation=_activation(settings.get(parts.activation_key, "silu")),
+        attention_scale=float(settings.get("query_scalar") or head_dim) ** -0.5,
+        activation=_activation(settings.get("hidden_act", "silu"), parts.gated),
         qkv_bias=parts.qkv_bias or biases.get("attention_bias", False),
         output_bias=biases.get("attention_bias", False),
         mlp_bias=biases.get("mlp_bias", False),
@@ -115,6 +141,14 @@ def _read(name: str, parts: Architecture, settings: Settings) -> ModelConfig:
         branch_norms=parts.branch_norms,
         norm_offset=parts.norm_offset,
         embedding_scale=hidden_size**0.5 if parts.scaled_embedding else None,
+        names=parts.names,
+        gated=parts.gated,
+        layer_norm=parts.layer_norm,
+        first_position=parts.first_position,
+        transposed=parts.transposed,
+        attention_soft_cap=_optional_float(settings.get("attention_soft_cap")),
+        logit_soft_cap=_optional_float(settings.get("logit_soft_cap")),
+        experts=_experts(parts, settings),
     )
     if result.num_heads % result.num_kv_heads:
         raise ModelError(
@@ -133,50 +167,58 @@ def _architecture(config: Settings) -> str:
     return str(names[0])
 
 
+def _with_llama_keys(parts: Architecture, config: Settings) -> dict[str, Any]:
+    """config.json with its defaults, and under Llama's keys what it has under others."""
+    settings = {**parts.defaults, **config}
+    for key, others in parts.keys.items():
+        found = [settings[other] for other in others if settings.get(other) is not None]
+        if found:
+            settings[key] = found[0]
+    return settings
+
+
 def _refuse_features(parts: Architecture, settings: Settings) -> None:
-    for key in parts.refused_keys:
-        if settings.get(key):
-            raise ModelError(
-                f"the model uses {key} ({settings[key]}), which is not supported",
-                f"Supported: {', '.join(SUPPORTED_ARCHITECTURES)} without it.",
-            )
-
-
-def _activation(name: object) -> Activation:
-    if name not in SUPPORTED_ACTIVATIONS:
+    refused = [key for key in parts.refused_keys if settings.get(key)]
+    missing = [key for key in parts.required_keys if not settings.get(key, True)]
+    sparse_step = settings.get("decoder_sparse_step", 1)
+    if parts.experts and sparse_step != 1:
+        refused.append("decoder_sparse_step")
+    for key in refused + missing:
         raise ModelError(
-            f"the activation {name} is not supported",
-            f"Supported: {', '.join(SUPPORTED_ACTIVATIONS)}.",
+            f"the model has {key} = {settings[key]}, which is not supported",
+            f"Supported: {', '.join(SUPPORTED_ARCHITECTURES)} without it.",
         )
-    return name
 
 
-def _ropes(parts: Architecture, settings: Settings) -> tuple[Rope, ...]:
-    """One rope, or that of FULL and that of SLIDING layers.
+def _intermediate_size(parts: Architecture, settings: Settings) -> int:
+    """The width of the MLP; architectures without a gate may leave it at four times the hidden."""
+    size = settings.get("intermediate_size")
+    if size is None and not parts.gated:
+        return 4 * int(settings["hidden_size"])
+    return int(settings["intermediate_size"])
 
-    transformers 5 keeps theta and scaling in `rope_parameters` (per kind of layer where those
-    differ), older files apart.
-    """
-    parameters = settings.get("rope_parameters") or {}
-    scaling = settings.get("rope_scaling") or {}
-    theta = settings.get("rope_theta") or 10_000.0
-    if not parts.separate_ropes:
-        return (_rope(parameters or scaling, theta),)
-    return (
-        _rope(parameters.get(FULL) or scaling, theta),
-        _rope(parameters.get(SLIDING) or {}, settings["rope_local_base_freq"]),
+
+def _experts(parts: Architecture, settings: Settings) -> Experts | None:
+    if not parts.experts:
+        return None
+    normalized = parts.normalized or bool(settings["norm_topk_prob"])
+    experts = Experts(
+        int(settings["num_experts"]), int(settings["num_experts_per_tok"]), normalized
     )
-
-
-def _rope(parameters: Settings, default_theta: float) -> Rope:
-    theta = float(parameters.get("rope_theta") or default_theta)
-    rope_type = parameters.get("rope_type") or parameters.get("type") or "default"
-    if rope_type not in SUPPORTED_ROPE_TYPES:
+    if not 0 < experts.per_token <= experts.count:
         raise ModelError(
-            f"the rotary embedding type {rope_type} is not supported",
-            f"Supported: {', '.join(SUPPORTED_ROPE_TYPES)}.",
+            f"config.json sends tokens to {experts.per_token} of {experts.count} experts", _DAMAGED
         )
-    return Rope(theta, None if rope_type == "default" else {**parameters, "rope_type": rope_type})
+    return experts
+
+
+def _activation(name: object, gated: bool) -> str:
+    supported = activations(gated=gated)
+    if name not in supported:
+        raise ModelError(
+            f"the activation {name} is not supported", f"Supported: {', '.join(supported)}."
+        )
+    return str(name)
 
 
 def _layers(parts: Architecture, settings: Settings) -> tuple[LayerAttention, ...]:
@@ -193,17 +235,24 @@ def _layers(parts: Architecture, settings: Settings) -> tuple[LayerAttention, ..
     window = settings.get("sliding_window") if settings.get("use_sliding_window") else None
     if SLIDING in kinds and not (isinstance(window, int) and window > 0):
         raise ModelError(f"config.json has sliding layers and the window {window}", _DAMAGED)
+    rotates = [parts.first_position is None] * num_layers
+    if parts.rotates is not None:
+        rotates = parts.rotates(settings, num_layers)
     return tuple(
         LayerAttention(
-            rope=1 if parts.separate_ropes and kind == SLIDING else 0,
+            rope=(1 if parts.separate_ropes and kind == SLIDING else 0) if rotated else None,
             window=window if kind == SLIDING else None,
         )
-        for kind in kinds
+        for kind, rotated in zip(kinds, rotates, strict=True)
     )
 
 
 def _optional_int(value: object) -> int | None:
     return value if isinstance(value, int) else None
+
+
+def _optional_float(value: Any) -> float | None:
+    return float(value) if value else None
 
 
 def _token_ids(value: object) -> tuple[int, ...]:

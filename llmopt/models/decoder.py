@@ -12,17 +12,19 @@ import torch
 import torch.nn.functional as F
 
 from llmopt.layers.linear import Linear
-from llmopt.layers.norm import RMSNorm
+from llmopt.layers.norm import LayerNorm, RMSNorm
+from llmopt.layers.rotary import Frequencies
 from llmopt.models.config import ModelConfig
-from llmopt_kernels.gated_activation import GatedActivation
+from llmopt.models.mlp import MLP, MixtureOfExperts, Stage
 from llmopt_kernels.paged_attention import AttentionMetadata, paged_attention
 from llmopt_kernels.rotary import RotaryTables, apply_rotary, rotary_tables
-from llmopt_kernels.store_kv import store_kv
+from llmopt_kernels.store_kv import KVCache, store_kv
 
-LayerKV = tuple[torch.Tensor, torch.Tensor]  # key and value cache, each [N, S, KH, D]
+LayerKV = tuple[KVCache, KVCache]  # key and value cache, each [N, S, KH, D]
 KVTensors = Sequence[LayerKV]
 Rotary = tuple[RotaryTables, ...]  # the tables of a batch, one for each of the model's ropes
 Norm = Callable[[torch.Tensor], torch.Tensor]
+BlockNorm = RMSNorm | LayerNorm  # before a branch
 
 
 class Attention:
@@ -38,6 +40,7 @@ class Attention:
         self.num_kv_heads = config.num_kv_heads
         self.head_dim = config.head_dim
         self.scale = config.attention_scale
+        self.soft_cap = config.attention_soft_cap
         self.rope = config.layers[layer].rope
         self.window = config.layers[layer].window
 
@@ -51,29 +54,21 @@ class Attention:
         """x: [T, C] -> [T, C]; new keys and values are stored in `layer_kv` if there is one."""
         num_rotated = self.num_heads + self.num_kv_heads
         qkv = self.qkv(x).view(len(x), -1, self.head_dim)  # [T, H + 2 * KH, D]
-        rotated = apply_rotary(self.head_norm(qkv[:, :num_rotated]), rotary[self.rope])
+        rotated = self.head_norm(qkv[:, :num_rotated])
+        if self.rope is not None:
+            rotated = apply_rotary(rotated, rotary[self.rope])
         query, key = rotated[:, : self.num_heads], rotated[:, self.num_heads :]
         value = qkv[:, num_rotated:]
+        context: LayerKV = (key, value)
         if layer_kv is not None:
             assert metadata.slot_mapping is not None, "a cache comes with slots"
             store_kv(layer_kv[0], key, metadata.slot_mapping)
             store_kv(layer_kv[1], value, metadata.slot_mapping)
-            key, value = layer_kv
-        attended = paged_attention(query, key, value, metadata, self.scale, self.window)
+            context = layer_kv
+        attended = paged_attention(
+            query, *context, metadata, self.scale, self.window, self.soft_cap
+        )
         return self.output(attended.flatten(1))
-
-
-class GatedMLP:
-    """down(activation(gate(x)) * up(x)); gate and up are one projection."""
-
-    def __init__(self, gate_up: Linear, down: Linear, activation: GatedActivation) -> None:
-        self.gate_up = gate_up
-        self.down = down
-        self.activation = activation
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: [T, C] -> [T, C]."""
-        return self.down(self.activation(self.gate_up(x)))
 
 
 class DecoderBlock:
@@ -85,11 +80,11 @@ class DecoderBlock:
 
     def __init__(
         self,
-        input_norm: RMSNorm,
+        input_norm: BlockNorm,
         attention: Attention,
         attention_branch_norm: Norm,
-        post_norm: RMSNorm,
-        mlp: GatedMLP,
+        post_norm: BlockNorm,
+        mlp: MLP | MixtureOfExperts,
         mlp_branch_norm: Norm,
     ) -> None:
         self.input_norm = input_norm
@@ -125,9 +120,20 @@ class DecoderBlock:
         return hidden + self.mlp_branch_norm(self.mlp.forward(self.post_norm(hidden)))
 
     @property
-    def linears(self) -> tuple[Linear, Linear, Linear, Linear]:
-        """The block's linear layers, in the order in which they run."""
-        return self.attention.qkv, self.attention.output, self.mlp.gate_up, self.mlp.down
+    def stages(self) -> tuple[Stage, Stage, Stage, Stage]:
+        """The block's linear layers but for a router, in the order in which they run."""
+        return (self.attention.qkv,), (self.attention.output,), *self.mlp.stages
+
+    @property
+    def linears(self) -> Stage:
+        """The block's linear layers."""
+        return self.attention.qkv, self.attention.output, *self.mlp.linears
+
+    @property
+    def weight_bytes_per_token(self) -> float:
+        """Bytes of weights that a step of one token reads."""
+        attention = self.attention.qkv.weight_bytes + self.attention.output.weight_bytes
+        return attention + self.mlp.weight_bytes_per_token
 
 
 class Decoder:
@@ -138,26 +144,34 @@ class Decoder:
         config: ModelConfig,
         embedding: torch.Tensor,
         blocks: list[DecoderBlock],
-        final_norm: RMSNorm,
+        final_norm: BlockNorm,
         lm_head: Linear,
-        inv_freqs: Sequence[torch.Tensor],
+        frequencies: Sequence[Frequencies],
+        position_embedding: torch.Tensor | None = None,
     ) -> None:
         self.config = config
         self.embedding = embedding  # [V, C], as stored: the config's embedding_scale is not in it
         self.blocks = blocks
         self.final_norm = final_norm
         self.lm_head = lm_head
-        self.inv_freqs = inv_freqs  # [D / 2] for each of the config's ropes
+        self.frequencies = frequencies  # for each of the config's ropes
+        self.position_embedding = position_embedding  # [P, C], where positions are learned
         self.device = embedding.device
         self.dtype = embedding.dtype
 
-    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """input_ids: int64 [T] -> [T, C]."""
-        return scale_embeddings(F.embedding(input_ids, self.embedding), self.config)
+    def embed(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """input_ids, positions: int64 [T] -> [T, C]."""
+        rows = scale_embeddings(F.embedding(input_ids, self.embedding), self.config)
+        if self.position_embedding is None:
+            return rows
+        return rows + self.position_embedding[positions]
 
     def rotary(self, positions: torch.Tensor) -> Rotary:
         """The rotary tables of a batch. positions: [T]."""
-        return tuple(rotary_tables(positions, freq, self.dtype) for freq in self.inv_freqs)
+        return tuple(
+            rotary_tables(positions, inv_freq, self.dtype, scale)
+            for inv_freq, scale in self.frequencies
+        )
 
     def forward(
         self,
@@ -167,22 +181,32 @@ class Decoder:
         kv_cache: KVTensors | None = None,
     ) -> torch.Tensor:
         """Hidden states after the last block, not normalized. int64 [T], [T] -> [T, C]."""
-        hidden = self.embed(input_ids)
+        hidden = self.embed(input_ids, positions)
         rotary = self.rotary(positions)
         for layer, block in enumerate(self.blocks):
             layer_kv = None if kv_cache is None else kv_cache[layer]
-            hidden = block.forward(hidden, rotary, metadata, layer_kv)
+            hidden = block.forward(hidden, rotary, metadata.of_layer(layer), layer_kv)
         return hidden
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: [R, C] from `forward` -> logits [R, V] in the activation dtype."""
-        return self.lm_head(self.final_norm(hidden))
+        logits = self.lm_head(self.final_norm(hidden))
+        cap = self.config.logit_soft_cap
+        return logits if cap is None else (logits / cap).tanh() * cap
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights that one decode step reads: all linear layers and the output head."""
+        """Bytes of all linear layers and the output head: what a decode step reads at most."""
         blocks = sum(linear.weight_bytes for block in self.blocks for linear in block.linears)
         return blocks + self.lm_head.weight_bytes
+
+    @property
+    def weight_bytes_per_token(self) -> int:
+        """Bytes of weights that a decode step of one token reads: of experts, those that it goes
+        to; without experts, what every step reads.
+        """
+        blocks = sum(block.weight_bytes_per_token for block in self.blocks)
+        return round(blocks) + self.lm_head.weight_bytes
 
     @property
     def kernels(self) -> tuple[str, ...]:

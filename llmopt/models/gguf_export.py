@@ -83,10 +83,9 @@ class GgufExport:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.architecture: GgufArchitecture = architecture_of(
-            (config.get("architectures") or ["(none named)"])[0]
-        )
-        self._config = {**ARCHITECTURES[self.architecture.hf_name].defaults, **config}
+        name = (config.get("architectures") or ["(none named)"])[0]
+        self.architecture: GgufArchitecture = architecture_of(name)
+        self._config = {**ARCHITECTURES[name].defaults, **config}
         metadata_of_config(self._config, file_type=0)
 
     def metadata(

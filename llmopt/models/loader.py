@@ -1,44 +1,42 @@
 """From a checkpoint directory or a GGUF file to a model in memory.
 
-Knows names and shapes of Hugging Face checkpoints; the formats of quantized layers are
-`formats.weights`' business. The law: a tensor whose shape does not fit the config is refused before
-anything is computed.
+Knows the parts of a model and their shapes; where tensors come from is `weight_source`'s business,
+and the formats of quantized layers are `formats.weights`'. The law: parts are read one by one, so
+nothing that is not asked for is ever in memory.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from llmopt.errors import CheckpointError, UsageError
+from llmopt.errors import UsageError
 from llmopt.formats.checkpoint import CheckpointReader
 from llmopt.formats.gguf import GgufCheckpoint
-from llmopt.formats.quantized import StoredWeight
-from llmopt.formats.weights import Checkpoint, quantized_weights
-from llmopt.layers.linear import DenseLinear, Linear, Weight, make_linear
-from llmopt.layers.norm import HeadNorm, RMSNorm, unchanged
-from llmopt.layers.rotary import inverse_frequencies
-from llmopt.models.config import Activation, ModelConfig
+from llmopt.formats.weights import Checkpoint
+from llmopt.layers.activation import activations
+from llmopt.layers.linear import DenseLinear, Linear, make_linear
+from llmopt.layers.norm import HeadNorm, LayerNorm, RMSNorm, unchanged
+from llmopt.layers.rotary import Frequencies, inverse_frequencies
+from llmopt.models.config import ModelConfig
 from llmopt.models.decoder import (
     Attention,
+    BlockNorm,
     Decoder,
     DecoderBlock,
-    GatedMLP,
     Norm,
     Rotary,
     scale_embeddings,
 )
-from llmopt_kernels.gated_activation import GatedActivation, gelu_tanh_mul, silu_mul
+from llmopt.models.mlp import MLP, MixtureOfExperts
+from llmopt.models.rope import Rope
+from llmopt.models.weight_source import CheckpointWeights, WeightSource
 from llmopt_kernels.rotary import rotary_tables
 
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
-}
-_ACTIVATIONS: Mapping[Activation, GatedActivation] = {
-    "silu": silu_mul,
-    "gelu_pytorch_tanh": gelu_tanh_mul,
 }
 
 
@@ -86,28 +84,28 @@ def resolve_dtype(dtype: str, config: ModelConfig, device: torch.device) -> torc
 
 
 class ModelLoader:
-    """The parts of a checkpoint's model, each read when it is asked for.
+    """The parts of a model, each read when it is asked for.
 
-    Whoever needs one block at a time never holds the model. `dtype` and `device` as in
-    `load_model`; raises what it raises.
+    Whoever needs one block at a time never holds the model. source: a checkpoint, or what stands in
+    for one. `dtype` and `device` as in `load_model`; raises what it raises.
     """
 
-    def __init__(self, reader: Checkpoint, *, dtype: str = "auto", device: str = "cpu") -> None:
-        self.config = ModelConfig.from_hf(reader.config)
+    def __init__(
+        self, source: Checkpoint | WeightSource, *, dtype: str = "auto", device: str = "cpu"
+    ) -> None:
+        if isinstance(source, CheckpointReader | GgufCheckpoint):
+            source = CheckpointWeights(source)
+        self.config = ModelConfig.from_hf(source.config)
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.config, self.device)
-        self._reader = reader
-        self._quantized = _quantized_weight(reader)
-        self._inv_freqs = tuple(
-            inverse_frequencies(self.config.head_dim, rope.theta, rope.scaling).to(self.device)
-            for rope in self.config.ropes
-        )
+        self._source = source
+        self._frequencies = [self._rope(rope) for rope in self.config.ropes]
 
     def model(self) -> Decoder:
         """The whole model."""
-        config = self.config
+        config, names = self.config, self.config.names
         vocabulary = (config.vocab_size, config.hidden_size)
-        embedding = self._dense("model.embed_tokens.weight", vocabulary)
+        embedding = self._dense(f"{names.embedding}.weight", vocabulary)
         tied = config.tie_word_embeddings
         return Decoder(
             config,
@@ -115,117 +113,135 @@ class ModelLoader:
             [self.block(index) for index in range(config.num_layers)],
             self.final_norm(),
             DenseLinear(embedding, None) if tied else self.lm_head(),
-            self._inv_freqs,
+            self._frequencies,
+            self._positions(),
         )
 
-    def final_norm(self) -> RMSNorm:
+    def final_norm(self) -> BlockNorm:
         """The norm behind the last block."""
-        return self._norm("model.norm", self.config.hidden_size)
+        return self._norm(self.config.names.final_norm)
 
     def lm_head(self) -> Linear:
         """The output head of a model that has one of its own, not tied to the embedding."""
-        weight = self._weight("lm_head", (self.config.vocab_size, self.config.hidden_size))
+        weight = self._source.linear("lm_head", (self.config.vocab_size, self.config.hidden_size))
         return make_linear([weight], [None], dtype=self.dtype, device=self.device)
 
-    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The embeddings of input_ids [T] -> [T, C]; only these rows are converted to the dtype."""
-        name, config = "model.embed_tokens.weight", self.config
-        rows = self._read(name, (config.vocab_size, config.hidden_size))[input_ids.cpu()]
-        return scale_embeddings(rows.to(self.device, self.dtype), config)
+    def embed(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """The embeddings [T, C] of input_ids at positions, both [T]; only these rows are converted
+        to the dtype.
+        """
+        config = self.config
+        shape = (config.vocab_size, config.hidden_size)
+        table = self._source.tensor(f"{config.names.embedding}.weight", shape)
+        rows = scale_embeddings(table[input_ids.cpu()].to(self.device, self.dtype), config)
+        learned = self._positions()
+        return rows if learned is None else rows + learned[positions.to(self.device)]
 
     def rotary(self, positions: torch.Tensor) -> Rotary:
         """The rotary tables of a batch. positions: [T]."""
         positions = positions.to(self.device)
-        return tuple(rotary_tables(positions, freq, self.dtype) for freq in self._inv_freqs)
+        return tuple(
+            rotary_tables(positions, inv_freq, self.dtype, scale)
+            for inv_freq, scale in self._frequencies
+        )
 
     def block(self, index: int) -> DecoderBlock:
         """One decoder block."""
-        config, prefix = self.config, f"model.layers.{index}"
-        hidden = config.hidden_size
+        names, prefix = self.config.names, self.config.names.block(index)
         return DecoderBlock(
-            self._norm(f"{prefix}.input_layernorm", hidden),
-            self._attention(index, f"{prefix}.self_attn"),
-            self._branch_norm(f"{prefix}.post_attention_layernorm"),
-            self._norm(f"{prefix}.{config.mlp_norm_name}", hidden),
-            self._mlp(f"{prefix}.mlp"),
-            self._branch_norm(f"{prefix}.post_feedforward_layernorm"),
+            self._norm(prefix + names.input_norm),
+            self._attention(index, prefix),
+            self._branch_norm(prefix + names.attention_branch_norm),
+            self._norm(prefix + names.mlp_norm),
+            self._mlp(prefix),
+            self._branch_norm(prefix + names.mlp_branch_norm),
         )
 
     def _attention(self, index: int, prefix: str) -> Attention:
-        config = self.config
+        config, names = self.config, self.config.names
         hidden, q_size = config.hidden_size, config.num_heads * config.head_dim
         kv_size = config.num_kv_heads * config.head_dim
-        qkv = {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size}
+        qkv = split_rows(names.qkv, (q_size, kv_size, kv_size))
         return Attention(
             config,
             index,
             self._linear(prefix, qkv, hidden, config.qkv_bias),
             self._head_norm(prefix),
-            self._linear(prefix, {"o_proj": hidden}, q_size, config.output_bias),
+            self._linear(prefix, {names.output: hidden}, q_size, config.output_bias),
         )
 
-    def _mlp(self, prefix: str) -> GatedMLP:
+    def _mlp(self, prefix: str) -> MLP | MixtureOfExperts:
         config = self.config
+        if config.experts is None:
+            return self._expert(prefix, 0)
+        router = self._linear(
+            prefix, {config.names.router: config.num_experts}, config.hidden_size, has_bias=False
+        )
+        experts = [self._expert(prefix, expert) for expert in range(config.num_experts)]
+        return MixtureOfExperts(router, experts, config.experts)
+
+    def _expert(self, prefix: str, expert: int) -> MLP:
+        config, names = self.config, self.config.names
         hidden, inner = config.hidden_size, config.intermediate_size
-        gate_up = {"gate_proj": inner, "up_proj": inner}
-        return GatedMLP(
-            self._linear(prefix, gate_up, hidden, config.mlp_bias),
-            self._linear(prefix, {"down_proj": hidden}, inner, config.mlp_bias),
-            _ACTIVATIONS[config.activation],
+        first = [name.format(expert=expert) for name in names.gate_up]
+        rows = split_rows(first, (inner, inner) if config.gated else (inner,))
+        down = {names.down.format(expert=expert): hidden}
+        return MLP(
+            self._linear(prefix, rows, hidden, config.mlp_bias),
+            self._linear(prefix, down, inner, config.mlp_bias),
+            activations(gated=config.gated)[config.activation],
         )
 
     def _linear(
-        self, parent: str, rows: dict[str, int], in_features: int, has_bias: bool
+        self, prefix: str, rows: Mapping[str, int], in_features: int, has_bias: bool
     ) -> Linear:
-        weights = [self._weight(f"{parent}.{name}", (n, in_features)) for name, n in rows.items()]
+        weights = [self._source.linear(prefix + name, (n, in_features)) for name, n in rows.items()]
         biases = [
-            self._read(f"{parent}.{name}.bias", (n,)) if has_bias else None
+            self._source.tensor(f"{prefix}{name}.bias", (n,)) if has_bias else None
             for name, n in rows.items()
         ]
         return make_linear(weights, biases, dtype=self.dtype, device=self.device)
 
-    def _weight(self, prefix: str, shape: tuple[int, int]) -> Weight:
-        weight = self._quantized(prefix)
-        if weight is None:
-            return self._read(f"{prefix}.weight", shape)
-        _check_shape(prefix, weight.shape, shape)
-        return weight
+    def _norm(self, name: str) -> BlockNorm:
+        if not self.config.layer_norm:
+            return self._rms_norm(name, self.config.hidden_size)
+        shape = (self.config.hidden_size,)
+        weight, bias = (self._dense(f"{name}.{kind}", shape) for kind in ("weight", "bias"))
+        return LayerNorm(weight, bias, self.config.rms_norm_eps)
 
-    def _norm(self, prefix: str, size: int) -> RMSNorm:
-        weight = self._dense(f"{prefix}.weight", (size,))
+    def _rms_norm(self, name: str, size: int) -> RMSNorm:
+        weight = self._dense(f"{name}.weight", (size,))
         return RMSNorm(weight, self.config.rms_norm_eps, self.config.norm_offset)
 
-    def _branch_norm(self, prefix: str) -> Norm:
-        has_one = self.config.branch_norms
-        return self._norm(prefix, self.config.hidden_size) if has_one else unchanged
+    def _branch_norm(self, name: str) -> Norm:
+        return self._norm(name) if self.config.branch_norms else unchanged
 
     def _head_norm(self, prefix: str) -> Norm:
         if not self.config.head_norms:
             return unchanged
-        head_dim, num_heads = self.config.head_dim, self.config.num_heads
-        query, key = (self._norm(f"{prefix}.{name}_norm", head_dim) for name in "qk")
-        return HeadNorm(query, key, num_heads)
+        names, head_dim = self.config.names, self.config.head_dim
+        query, key = (
+            self._rms_norm(prefix + name, head_dim) for name in (names.query_norm, names.key_norm)
+        )
+        return HeadNorm(query, key, self.config.num_heads)
+
+    def _positions(self) -> torch.Tensor | None:
+        """The learned positions [P, C], that of position 0 first; None where there are none."""
+        config, first = self.config, self.config.first_position
+        if first is None:
+            return None
+        shape = (first + config.max_model_len, config.hidden_size)
+        return self._dense(f"{config.names.positions}.weight", shape)[first:]
+
+    def _rope(self, rope: Rope) -> Frequencies:
+        num_channels = rope.num_channels(self.config.head_dim)
+        inv_freq, scale = inverse_frequencies(num_channels, rope.theta, rope.scaling)
+        return inv_freq.to(self.device), scale
 
     def _dense(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        return self._read(name, shape).to(self.device, self.dtype)
-
-    def _read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        tensor = self._reader.tensor(name)
-        _check_shape(name, tuple(tensor.shape), shape)
-        return tensor
+        return self._source.tensor(name, shape).to(self.device, self.dtype)
 
 
-def _quantized_weight(reader: Checkpoint) -> Callable[[str], StoredWeight | None]:
-    """What reads a layer that is stored quantized, and answers None for another one."""
-    weights = quantized_weights(reader)
-    return lambda module: (
-        None if weights is None or module not in weights else weights.weight(module)
-    )
-
-
-def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if found != expected:
-        raise CheckpointError(
-            f"{name} has shape {list(found)} where config.json implies {list(expected)}",
-            "config.json and the weights are from different models; fetch the model again.",
-        )
+def split_rows(names: Sequence[str], sizes: Sequence[int]) -> dict[str, int]:
+    """The rows of each of the matrices that are one layer; all of them where one name holds all."""
+    return dict(zip(names, sizes if len(names) > 1 else (sum(sizes),), strict=True))

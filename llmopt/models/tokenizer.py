@@ -7,6 +7,7 @@ known, wherever the model's files name it.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ class Tokenizer:
         return token_id
 
     @property
+    def eos_token_id(self) -> int | None:
+        """The id that ends a text, if the tokenizer names one; `eos_token_ids` has all others."""
+        token_id: int | None = self._tokenizer.eos_token_id
+        return token_id
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids, special tokens included."""
         return len(self._tokenizer)
@@ -47,6 +54,30 @@ class Tokenizer:
             text, add_special_tokens=add_special_tokens, verbose=False
         )
         return ids
+
+    def encode_with_ends(
+        self, text: str, add_special_tokens: bool = True
+    ) -> tuple[list[int], list[int]]:
+        """Token ids of a text, as `encode` gives them, and after how many of its bytes each ends.
+
+        The ends, in bytes of UTF-8, never go down, so that the bytes of any run of tokens are the
+        difference of two ends. A character that is split between tokens counts for the first of
+        them; white space that a tokenizer drops counts for the token after it; special tokens
+        count for nothing. A tokenizer that does not know where its tokens lie (a slow one) shares
+        the bytes out evenly.
+        """
+        if not self._tokenizer.is_fast:
+            ids = self.encode(text, add_special_tokens)
+            total = len(text.encode())
+            return ids, [total * (index + 1) // len(ids) for index in range(len(ids))]
+        encoding = self._tokenizer(
+            text,
+            add_special_tokens=add_special_tokens,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        stops = accumulate((stop for _, stop in encoding["offset_mapping"]), max)
+        return encoding["input_ids"], _byte_positions(text, stops)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
@@ -75,6 +106,19 @@ class Tokenizer:
             return_dict=False,
         )
         return ids
+
+
+def _byte_positions(text: str, positions: Iterable[int]) -> list[int]:
+    """Positions in characters, none before the last, as positions in the UTF-8 bytes."""
+    if text.isascii():
+        return list(positions)
+    converted = []
+    num_bytes = last = 0
+    for position in positions:
+        num_bytes += len(text[last:position].encode())
+        last = position
+        converted.append(num_bytes)
+    return converted
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from llmopt.formats.quantized import QuantizedWeight, QuantSpec
+from llmopt.models.module_names import ModuleNames
 from llmopt.quantize.awq import AWQOptions
 from llmopt.quantize.awq_clip import search_clip
 from llmopt.quantize.awq_scaling import (
@@ -47,7 +48,7 @@ class AwqQuantizer:
     gptq: GPTQOptions | None
     sequences: Sequences
     dtype_of: Callable[[str], torch.dtype]
-    mlp_norm_name: str
+    names: ModuleNames
 
     @property
     def needs(self) -> Needs:
@@ -64,13 +65,13 @@ class AwqQuantizer:
             return
         inputs = ParentInputs(statistics.sample, statistics.mean_magnitude)
         search = ScaleSearch(spec, self.options.num_ratios)
-        dtypes = stored_dtypes(task, place, self.mlp_norm_name, self.dtype_of)
+        dtypes = stored_dtypes(task, place, self.names, self.dtype_of)
         stored = {"norm_dtype": dtypes.norm, "bias_dtype": dtypes.bias}
         if place is Place.QKV:
             scale_attention(task.block, inputs, self.sequences, search, **stored)
         else:
             scale_mlp(task.block, inputs, search, **stored)
-        task.finished.extend(scaled_tensors(task, place, self.mlp_norm_name, dtypes))
+        task.finished.extend(scaled_tensors(task, place, self.names, dtypes))
 
     def round(
         self, task: LayerTask, place: Place, statistics: InputStatistics | None, /
@@ -92,7 +93,8 @@ class AwqQuantizer:
         """Return the first row that is clipped: attention sharpens what clipping does to q, k."""
         if not self.options.clip:
             return task.linear(place).out_features
-        return sum(task.modules[place].part_rows[:2]) if place is Place.QKV else 0
+        modules = task.modules[place]
+        return sum(modules.part_rows) - modules.last_rows if place is Place.QKV else 0
 
 
 def choose_sample(num_windows: int, window_tokens: int, num_tokens: int) -> list[int]:

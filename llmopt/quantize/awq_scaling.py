@@ -17,7 +17,8 @@ from torch import Tensor
 
 from llmopt.formats.quantized import QuantSpec
 from llmopt.layers.linear import DenseLinear, Linear
-from llmopt.models.decoder import DecoderBlock, GatedMLP, Rotary
+from llmopt.models.decoder import DecoderBlock, Rotary
+from llmopt.models.mlp import MLP
 from llmopt.quantize.awq import (
     candidate_scales,
     mean_magnitudes,
@@ -27,6 +28,7 @@ from llmopt.quantize.awq import (
 from llmopt.quantize.folding import (
     HeadLayout,
     dense,
+    dense_mlp,
     divide_last_rows,
     fold_norm,
     multiply_columns,
@@ -120,11 +122,11 @@ def scale_mlp(
 
     The block's second norm is folded in `norm_dtype`, and up's bias, if any, in `bias_dtype`.
     """
-    mlp = block.mlp
+    mlp = dense_mlp(block)
     gate_up, down = dense(mlp.gate_up), dense(mlp.down)
 
     def run(linear: Linear, projection: Linear) -> Tensor:
-        return GatedMLP(linear, projection, mlp.activation).forward(inputs.sample)
+        return MLP(linear, projection, mlp.activation).forward(inputs.sample)
 
     scales = _search_parent(gate_up, inputs.means, lambda linear: run(linear, down), search)
     block.post_norm, scales = fold_norm(block.post_norm, scales, norm_dtype)

@@ -13,6 +13,7 @@ from torch import Tensor
 from llmopt.models.decoder import DecoderBlock
 from llmopt.models.loader import ModelLoader
 from llmopt.quantize.awq_scaling import PassThrough, Sequences
+from llmopt.quantize.folding import dense_mlp
 from llmopt.quantize.layout import Place
 from llmopt_kernels.paged_attention import AttentionMetadata
 
@@ -43,7 +44,10 @@ class BlockStream:
     def embed(self, tokens: Tensor) -> Tensor:
         """Return the hidden states [T, C], in host memory, of tokens [windows, length]."""
         chunks = [chunk for chunk, _ in self._chunks(tokens.flatten())]
-        return torch.cat([self._loader.embed(chunk).cpu() for chunk in chunks])
+        window = torch.arange(self._window_tokens)
+        return torch.cat(
+            [self._loader.embed(c, window.repeat(len(c) // len(window))).cpu() for c in chunks]
+        )
 
     def walk(self, block: DecoderBlock, hidden: Tensor) -> Iterator[tuple[Place, Inputs]]:
         """Move `hidden` [T, C] through a block, in place.
@@ -52,7 +56,7 @@ class BlockStream:
         caller may replace the layer then; at the first layer of the attention or the MLP also the
         norm before and the layer after it.
         """
-        attention, mlp = block.attention, block.mlp
+        attention, mlp = block.attention, dense_mlp(block)
         yield Place.QKV, lambda: self.normed(block.input_norm, hidden)
         attended = self._keep(lambda: self._attended(block, hidden), attention.output.in_features)
         yield Place.OUTPUT, attended
@@ -83,7 +87,7 @@ class BlockStream:
             yield attended
 
     def _gated(self, block: DecoderBlock, hidden: Tensor) -> Iterator[Tensor]:
-        mlp = block.mlp
+        mlp = dense_mlp(block)
         for x in self.normed(block.post_norm, hidden):
             down = mlp.down
             mlp.down = PassThrough(down.in_features)

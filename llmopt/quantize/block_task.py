@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmopt.layers.linear import DenseLinear, Linear
 from llmopt.models.decoder import DecoderBlock
+from llmopt.quantize.folding import dense, dense_mlp
 from llmopt.quantize.layout import LinearModules, Place
 from llmopt.quantize.options import QuantizedModule, ReplacedTensor
 from llmopt.quantize.statistics import InputStatistics
@@ -65,28 +66,31 @@ class BlockTask:
 
     def linear(self, place: Place) -> DenseLinear:
         """The full-precision layer at a place of the block; quantized sources are refused."""
-        linear = self.block.linears[place]
-        assert isinstance(linear, DenseLinear), "quantized sources are refused before loading"
+        (linear,) = self._stage(place)
         return linear
 
     def replace(self, place: Place, linear: Linear) -> None:
         """Put another layer there."""
-        attention, mlp = self.block.attention, self.block.mlp
+        attention = self.block.attention
         match place:
             case Place.QKV:
                 attention.qkv = linear
             case Place.OUTPUT:
                 attention.output = linear
             case Place.GATE_UP:
-                mlp.gate_up = linear
+                dense_mlp(self.block).gate_up = linear
             case Place.DOWN:
-                mlp.down = linear
+                dense_mlp(self.block).down = linear
 
     def parts(self, place: Place) -> list[tuple[str, Tensor]]:
-        """The modules stacked in a layer."""
-        modules = self.modules[place]
-        rows = torch.split(self.linear(place).weight, list(modules.part_rows))
+        """The modules stacked in a layer, or in the layers of all experts."""
+        modules, linears = self.modules[place], self._stage(place)
+        sizes = list(modules.part_rows[: len(modules.part_rows) // len(linears)])
+        rows = [part for linear in linears for part in torch.split(linear.weight, sizes)]
         return list(zip(modules.parts, rows, strict=True))
+
+    def _stage(self, place: Place) -> list[DenseLinear]:
+        return [dense(linear) for linear in self.block.stages[place]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -298,9 +298,9 @@ class _Entry:
         task, quantizer = self.task, self.work.quantizer
         if quantizer.needs.scaling and place in _SCALED:
             quantizer.scale(task, place, statistics)
-        original, own = block.linears[place], task.block.linears[place]
+        (original,), (own,) = block.stages[place], task.block.stages[place]
         if own is not original:
-            rows = task.modules[place].part_rows[0]  # those of the last part may be divided besides
+            rows = task.modules[place].undivided_rows
             source = BlockTask(task.index, block, task.modules)
             before, after = (t.linear(place).weight[:rows] for t in (source, task))
             statistics = statistics.scaled(column_scales(before, after))

@@ -16,7 +16,13 @@ from llmopt.models.config import ModelConfig
 from llmopt.quantize.calibration import CalibrationData
 from llmopt.quantize.disk import OutputSize, gguf_size, output_size
 from llmopt.quantize.gguf_job import GgufPlan, plan_gguf
-from llmopt.quantize.layout import check_specs, matrix_shapes, model_families, tensor_shapes
+from llmopt.quantize.layout import (
+    check_specs,
+    matrix_shapes,
+    model_families,
+    router_modules,
+    tensor_shapes,
+)
 from llmopt.quantize.options import Job
 from llmopt.quantize.override import ModuleSpecs, resolve_specs
 from llmopt.quantize.storage import weight_format
@@ -67,6 +73,7 @@ def check_jobs(facts: SourceFacts, jobs: Sequence[Job]) -> tuple[CheckedJob, ...
     config = ModelConfig.from_hf(facts.hf_config)
     checked = []
     for job in jobs:
+        _check_blocks(job, config)
         families = model_families(config)
         if job.lm_head:
             _check_head(job, config)
@@ -79,11 +86,33 @@ def check_jobs(facts: SourceFacts, jobs: Sequence[Job]) -> tuple[CheckedJob, ...
             plan = plan_gguf(facts.hf_config, facts.shapes, job.scheme.mix, job.gguf_pre, skipped)
             checked.append(CheckedJob(job, specs, plan, gguf_size(plan, modules)))
             continue
-        stored = weight_format(job, specs, modules, config.dtype)
+        stored = weight_format(job, specs, [*modules, *router_modules(config)], config.dtype)
         check_specs(shapes, specs)
         size = output_size(job, specs, shapes, facts.tensor_bytes)
         checked.append(CheckedJob(job, specs, stored, size))
     return tuple(checked)
+
+
+def _check_blocks(job: Job, config: ModelConfig) -> None:
+    """Raise `QuantizationError` where a method cannot work on the model's blocks."""
+    name, method = config.architecture, job.scheme.method
+    if config.transposed:
+        raise QuantizationError(
+            f"{name} stores its matrices transposed, which quantized formats do not",
+            "This model runs in full precision only.",
+        )
+    if config.experts is not None and job.scheme.needs_calibration:
+        raise QuantizationError(
+            f"{method} looks at the inputs of each layer, and {name} is a mixture of experts, each"
+            " with inputs of its own",
+            "Use a method without calibration: rtn, nf4, int8, w8a16 or fp8.",
+        )
+    scales = job.scheme.uses_awq or method == "w8a8"
+    if scales and (config.layer_norm or not config.gated):
+        raise QuantizationError(
+            f"{method} folds scales into RMSNorms and gates, which {name} does not have",
+            "Use gptq, or a method without calibration.",
+        )
 
 
 def _check_head(job: Job, config: ModelConfig) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from llmopt.layers.linear import DenseLinear, Linear
 from llmopt.layers.norm import RMSNorm
+from llmopt.models.decoder import BlockNorm, DecoderBlock
+from llmopt.models.mlp import MLP
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,12 @@ def dense(linear: Linear) -> DenseLinear:
     return linear
 
 
+def dense_mlp(block: DecoderBlock) -> MLP:
+    """The MLP of a block that has one; methods that look at its inputs are refused for experts."""
+    assert isinstance(block.mlp, MLP), "experts are refused before loading"
+    return block.mlp
+
+
 def divide_stored(
     tensor: Tensor, scales: Tensor, dtype: torch.dtype, offset: float = 0.0
 ) -> tuple[Tensor, Tensor]:
@@ -70,8 +78,9 @@ def divide_stored(
     return divided, torch.where(fits, gain / (divided.float() + offset), torch.ones_like(scales))
 
 
-def fold_norm(norm: RMSNorm, scales: Tensor, dtype: torch.dtype) -> tuple[RMSNorm, Tensor]:
+def fold_norm(norm: BlockNorm, scales: Tensor, dtype: torch.dtype) -> tuple[RMSNorm, Tensor]:
     """The norm with its gain divided, and the scales [K] that it is really divided by."""
+    assert isinstance(norm, RMSNorm), "models with LayerNorm are refused before loading"
     weight, scales = divide_stored(norm.weight, scales, dtype, norm.offset)
     return RMSNorm(weight.float(), norm.eps, norm.offset), scales
 

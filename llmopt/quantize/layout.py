@@ -1,6 +1,6 @@
 """Which tensors of a checkpoint are quantized, and whether a spec fits them.
 
-Knows the module names of Hugging Face Llama checkpoints; knows nothing of methods.
+Knows the modules of decoder blocks; knows nothing of methods.
 Law: whatever cannot be written is refused here, before any work is done.
 """
 
@@ -14,6 +14,8 @@ from llmopt.formats.checkpoint import CheckpointReader
 from llmopt.formats.overrides import LM_HEAD
 from llmopt.formats.quantized import QuantSpec
 from llmopt.models.config import ModelConfig
+from llmopt.models.loader import split_rows
+from llmopt.models.module_names import ModuleNames
 from llmopt.quantize.override import ModuleSpecs
 
 KERNEL_MULTIPLE = 32  # columns and rows come in whole words of packed codes; kernels want it too
@@ -30,37 +32,77 @@ class Place(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class LinearModules:
-    """One linear layer of the runtime, and the checkpoint modules that are stacked in it."""
+    """One linear layer of the runtime, and the checkpoint modules that are stacked in it; of
+    experts, the layers of all of them, which share nothing.
+
+    last_rows: how many of its last outputs AWQ and SmoothQuant may divide
+    """
 
     name: str
     parts: tuple[str, ...]
     part_rows: tuple[int, ...]
+    last_rows: int = 0
+    num_experts: int = 1
+
+    @property
+    def undivided_rows(self) -> int:
+        """The first rows, whose outputs nothing divides."""
+        return min(self.part_rows[0], sum(self.part_rows) - self.last_rows)
+
+    @property
+    def families(self) -> list[tuple[str, ...]]:
+        """The modules that readers compute as one layer, by expert."""
+        size = len(self.parts) // self.num_experts
+        return [self.parts[i : i + size] for i in range(0, len(self.parts), size)]
 
 
 def block_modules(config: ModelConfig, block: int) -> tuple[LinearModules, ...]:
     """Return the linear layers of one decoder block, by `Place`."""
-    attention, mlp = f"model.layers.{block}.self_attn", f"model.layers.{block}.mlp"
-    hidden, inner = config.hidden_size, config.intermediate_size
+    names, prefix = config.names, config.names.block(block)
+    hidden, inner, count = config.hidden_size, config.intermediate_size, config.num_experts
     q_rows, kv_rows = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    qkv = tuple(f"{attention}.{projection}_proj" for projection in "qkv")
+    qkv = split_rows(names.qkv, (q_rows, kv_rows, kv_rows))
+    gate_up = split_rows(names.gate_up, (inner, inner) if config.gated else (inner,))
     return (
-        LinearModules(f"{attention}.qkv", qkv, (q_rows, kv_rows, kv_rows)),
-        LinearModules(f"{attention}.output", (f"{attention}.o_proj",), (hidden,)),
-        LinearModules(f"{mlp}.gate_up", (f"{mlp}.gate_proj", f"{mlp}.up_proj"), (inner, inner)),
-        LinearModules(f"{mlp}.down", (f"{mlp}.down_proj",), (hidden,)),
+        _modules(f"{prefix}self_attn.qkv", prefix, qkv, kv_rows),
+        _modules(f"{prefix}self_attn.output", prefix, {names.output: hidden}),
+        _modules(f"{prefix}mlp.gate_up", prefix, gate_up, inner, count),
+        _modules(f"{prefix}mlp.down", prefix, {names.down: hidden}, num_experts=count),
     )
 
 
-def norm_name(block: int, place: Place, mlp_norm_name: str) -> str:
+def _modules(
+    name: str, prefix: str, rows: Mapping[str, int], last_rows: int = 0, num_experts: int = 1
+) -> LinearModules:
+    parts = [prefix + part.format(expert=e) for e in range(num_experts) for part in rows]
+    return LinearModules(
+        name, tuple(parts), tuple(rows.values()) * num_experts, last_rows, num_experts
+    )
+
+
+def router_modules(config: ModelConfig) -> list[str]:
+    """Return the modules that choose experts, which are never quantized."""
+    if config.experts is None:
+        return []
+    names = config.names
+    return [names.block(block) + names.router for block in range(config.num_layers)]
+
+
+def norm_name(block: int, place: Place, names: ModuleNames) -> str:
     """Return the tensor of the norm before a block's attention (QKV) or MLP (GATE_UP)."""
-    name = "input_layernorm" if place is Place.QKV else mlp_norm_name
-    return f"model.layers.{block}.{name}.weight"
+    name = names.input_norm if place is Place.QKV else names.mlp_norm
+    return f"{names.block(block)}{name}.weight"
 
 
 def model_families(config: ModelConfig) -> list[tuple[str, ...]]:
     """Return the modules of all linear layers of the decoder blocks, those of a layer together."""
     blocks = range(config.num_layers)
-    return [modules.parts for block in blocks for modules in block_modules(config, block)]
+    return [
+        family
+        for block in blocks
+        for modules in block_modules(config, block)
+        for family in modules.families
+    ]
 
 
 def head_modules(config: ModelConfig) -> LinearModules:
@@ -82,17 +124,22 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return the shapes that a model's tensors have by its config, but for biases and the norms
     of heads.
     """
-    hidden = config.hidden_size
+    hidden, names = config.hidden_size, config.names
     shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab_size, hidden),
-        "model.norm.weight": (hidden,),
+        f"{names.embedding}.weight": (config.vocab_size, hidden),
+        f"{names.final_norm}.weight": (hidden,),
     }
+    if config.first_position is not None:
+        positions = config.first_position + config.max_model_len
+        shapes[f"{names.positions}.weight"] = (positions, hidden)
+    for router in router_modules(config):
+        shapes[f"{router}.weight"] = (config.num_experts, hidden)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, hidden)
     widths = layer_widths(config)
     for block in range(config.num_layers):
         for place in (Place.QKV, Place.GATE_UP):
-            shapes[norm_name(block, place, config.mlp_norm_name)] = (hidden,)
+            shapes[norm_name(block, place, names)] = (hidden,)
         for place, modules in zip(Place, block_modules(config, block), strict=True):
             for name, rows in zip(modules.parts, modules.part_rows, strict=True):
                 shapes[f"{name}.weight"] = (rows, widths[place])

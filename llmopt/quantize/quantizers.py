@@ -58,7 +58,7 @@ def make_quantizer(job: Job, specs: ModuleSpecs, context: MethodContext) -> Bloc
                 job.gptq if scheme.uses_gptq else None,
                 context.sample,
                 context.dtype_of,
-                context.config.mlp_norm_name,
+                context.config.names,
             )
         case "nf4" | "fp4":
             kind, double_quant = scheme.method, scheme.double_quant
@@ -72,7 +72,7 @@ def make_quantizer(job: Job, specs: ModuleSpecs, context: MethodContext) -> Bloc
             )
         case "w8a8":
             return SmoothQuantizer(
-                specs, SmoothQuantOptions(), context.dtype_of, context.config.mlp_norm_name
+                specs, SmoothQuantOptions(), context.dtype_of, context.config.names
             )
         case _:
             return _row_quantizer(job, specs)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from llmopt.models.module_names import ModuleNames
 from llmopt.quantize.block_task import BlockTask
 from llmopt.quantize.layout import Place, norm_name
 from llmopt.quantize.options import ReplacedTensor
@@ -22,23 +23,23 @@ class StoredDtypes:
 
 
 def stored_dtypes(
-    task: BlockTask, place: Place, mlp_norm_name: str, dtype_of: Callable[[str], torch.dtype]
+    task: BlockTask, place: Place, names: ModuleNames, dtype_of: Callable[[str], torch.dtype]
 ) -> StoredDtypes:
     """Look up the dtypes for the attention (place QKV) or the MLP (GATE_UP)."""
     bias = _bias_name(task, place)
     return StoredDtypes(
-        norm=dtype_of(norm_name(task.index, place, mlp_norm_name)),
+        norm=dtype_of(norm_name(task.index, place, names)),
         bias=torch.float32 if bias is None else dtype_of(bias),
     )
 
 
 def scaled_tensors(
-    task: BlockTask, place: Place, mlp_norm_name: str, dtypes: StoredDtypes
+    task: BlockTask, place: Place, names: ModuleNames, dtypes: StoredDtypes
 ) -> list[ReplacedTensor]:
     """Return the norm and, if there is one, the bias, as they are after scaling."""
     block = task.block
     norm = block.input_norm if place is Place.QKV else block.post_norm
-    name = norm_name(task.index, place, mlp_norm_name)
+    name = norm_name(task.index, place, names)
     replaced = [ReplacedTensor(name, norm.weight.to(dtypes.norm))]
     bias_name, bias = _bias_name(task, place), task.linear(place).bias
     if bias_name is not None and bias is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llmopt.formats.dynamic import DynamicWeight
 from llmopt.formats.quantized import QuantSpec
+from llmopt.models.module_names import ModuleNames
 from llmopt.quantize.block_task import BlockTask, LayerTask, Needs
 from llmopt.quantize.layout import Place
 from llmopt.quantize.options import ModuleRecord, QuantizedModule
@@ -36,7 +37,7 @@ class SmoothQuantizer:
     specs: ModuleSpecs
     options: SmoothQuantOptions
     dtype_of: Callable[[str], torch.dtype]
-    mlp_norm_name: str
+    names: ModuleNames
     _largest: dict[tuple[int, Place], Tensor] = field(default_factory=dict)
 
     @property
@@ -61,7 +62,7 @@ class SmoothQuantizer:
             modules = (task.modules[first].parts[0], task.modules[first + 1].parts[0])
             if any(name not in self.specs for name in modules):
                 continue
-            dtypes = stored_dtypes(task, first, self.mlp_norm_name, self.dtype_of)
+            dtypes = stored_dtypes(task, first, self.names, self.dtype_of)
             smooth(
                 task.block,
                 largest[first],
@@ -70,7 +71,7 @@ class SmoothQuantizer:
                 norm_dtype=dtypes.norm,
                 bias_dtype=dtypes.bias,
             )
-            task.finished.extend(scaled_tensors(task, first, self.mlp_norm_name, dtypes))
+            task.finished.extend(scaled_tensors(task, first, self.names, dtypes))
         return [module for each in Place for module in self._round(task, each)]
 
     def _round(self, task: BlockTask, place: Place) -> list[QuantizedModule]:

@@ -18,6 +18,7 @@ from llmopt.models.decoder import DecoderBlock
 from llmopt.quantize.folding import (
     HeadLayout,
     dense,
+    dense_mlp,
     divide_last_rows,
     fold_norm,
     multiply_columns,
@@ -100,7 +101,7 @@ def smooth_mlp(
     inputs, gated: the largest magnitudes, [C] of what gate and up read, [K] of what down reads. The
     norm before the MLP is folded in `norm_dtype`, and up's bias, if any, in `bias_dtype`.
     """
-    mlp = block.mlp
+    mlp = dense_mlp(block)
     gate_up = dense(mlp.gate_up)
     scales = smooth_scales(inputs, gate_up.weight.abs().amax(dim=0), options.alpha)
     block.post_norm, scales = fold_norm(block.post_norm, scales, norm_dtype)

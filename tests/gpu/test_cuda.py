@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llmopt.engine.engine import Engine, EngineConfig
-from llmopt.engine.request import SamplingParams
+from llmopt.engine.sampling_params import SamplingParams
 from llmopt.formats.quantized import QuantSpec
 from llmopt.models.loader import load_model
 from llmopt.quantize.options import QuantizeOptions

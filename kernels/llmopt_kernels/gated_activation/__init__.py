@@ -1,11 +1,7 @@
 """activation(gate) * up: the versions for the device at hand."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
-
-GatedActivation = Callable[[torch.Tensor], torch.Tensor]
 
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
@@ -20,4 +16,4 @@ def gelu_tanh_mul(gate_up: torch.Tensor) -> torch.Tensor:
     return F.gelu(gate, approximate="tanh").mul_(up)
 
 
-__all__ = ["GatedActivation", "gelu_tanh_mul", "silu_mul"]
+__all__ = ["gelu_tanh_mul", "silu_mul"]

@@ -9,44 +9,47 @@ import torch
 import torch.nn.functional as F
 
 from llmopt_kernels.paged_attention.metadata import AttentionMetadata, QueryGroup
+from llmopt_kernels.paged_attention.soft_cap import capped_attention
+from llmopt_kernels.store_kv import KVCache, gather_kv
 
 
 def paged_attention_grouped(
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    key: KVCache,
+    value: KVCache,
     metadata: AttentionMetadata,
     scale: float,
     window: int | None = None,
+    soft_cap: float | None = None,
 ) -> torch.Tensor:
     """Same signature and result as `paged_attention_reference`."""
     groups = metadata.groups(window, query.device)
     if len(groups) == 1:
-        return _attend(query, key, value, groups[0], scale)
+        return _attend(query, key, value, groups[0], scale, soft_cap)
     out = torch.empty_like(query)
     for group in groups:
-        if group.slots is None:
-            out[group.rows] = _attend(
-                query[group.rows], key[group.rows], value[group.rows], group, scale
-            )
-        else:
-            out[group.rows] = _attend(query[group.rows], key, value, group, scale)
+        out[group.rows] = _attend(query[group.rows], key, value, group, scale, soft_cap)
     return out
 
 
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: QueryGroup, scale: float
+    query: torch.Tensor,
+    key: KVCache,
+    value: KVCache,
+    group: QueryGroup,
+    scale: float,
+    soft_cap: float | None,
 ) -> torch.Tensor:
     """query: [b * n, H, D] of one group; returns the same shape."""
     b, n = group.num_requests, group.query_len
-    if group.slots is not None:
-        key = key.flatten(0, 1).index_select(0, group.slots)
-        value = value.flatten(0, 1).index_select(0, group.slots)
-    keys = key.view(b, -1, *key.shape[1:]).transpose(1, 2)  # [b, KH, L, D]
-    values = value.view(b, -1, *value.shape[1:]).transpose(1, 2)
-    if n == 1:
+    keys = _rows(key, group, query.dtype).transpose(1, 2)  # [b, KH, L, D]
+    values = _rows(value, group, query.dtype).transpose(1, 2)
+    if n == 1 and soft_cap is None:
         return _attend_decode(query, keys, values, group, scale)
     queries = query.view(b, n, *query.shape[1:]).transpose(1, 2)  # [b, H, n, D]
+    if soft_cap is not None:
+        out = capped_attention(queries, keys, values, group.bias, scale, soft_cap)
+        return out.transpose(1, 2).flatten(0, 1)
     out = F.scaled_dot_product_attention(
         queries,
         keys,
@@ -57,6 +60,16 @@ def _attend(
         enable_gqa=queries.shape[1] != keys.shape[1],
     )
     return out.transpose(1, 2).flatten(0, 1)
+
+
+def _rows(cache: KVCache, group: QueryGroup, dtype: torch.dtype) -> torch.Tensor:
+    """The keys or values that the group can need: [b, L, KH, D]."""
+    if group.slots is None:
+        assert isinstance(cache, torch.Tensor), "without a cache these are the new ones"
+        rows = cache[group.rows]
+    else:
+        rows = gather_kv(cache, group.slots, dtype)
+    return rows.view(group.num_requests, -1, *rows.shape[1:])
 
 
 def _attend_decode(

@@ -4,6 +4,10 @@ Tokens of a batch are flattened: request r's new tokens follow those of request 
 with `seq_len` tokens in all and `query_len` new ones attends, with its new token i at position
 p = seq_len - query_len + i, to the cached positions 0 .. p or, in a layer with a window, to
 p - window + 1 .. p. Without a cache (`slot_mapping` is None) every sequence is new.
+
+Layers whose blocks live apart (those with a window free blocks that others keep) have slots and
+block tables of their own: `of_layer`. A cache that is capped at attention sinks and a window
+(Xiao et al., 2023) shows the first `num_sinks` positions besides the window's.
 """
 
 from collections.abc import Sequence
@@ -17,8 +21,8 @@ class QueryGroup:
     """Requests of one query length, which are computed in one padded call.
 
     rows:  the flattened tokens of the group, as a slice or int64 [b * n]
-    slots: int64 [b * L] cache slots of the L positions that each request's new tokens can need, or
-           None without a cache
+    slots: int64 [b * L] cache slots of the L positions that each request's new tokens can need, the
+           sinks before the others, or None without a cache
     bias:  [b, 1, n, L] 0 where visible and -inf elsewhere; None where all L positions are visible
            or, without a cache and a window, where only the future is hidden
     """
@@ -38,6 +42,9 @@ class AttentionMetadata:
     seq_lens:     [B] tokens of each request that are in the cache after this step
     slot_mapping: int64 [T] cache slot of each new token; None: no cache
     block_tables: int32 [B, max_blocks], padded with 0; None: no cache
+    max_window:   the cache keeps no more than this window; None: it keeps what the layers see
+    num_sinks:    first positions that stay visible under `max_window`
+    per_layer:    the metadata of each layer; empty: this one for all
     """
 
     query_lens: tuple[int, ...]
@@ -45,6 +52,9 @@ class AttentionMetadata:
     slot_mapping: torch.Tensor | None
     block_tables: torch.Tensor | None
     block_size: int
+    max_window: int | None = None
+    num_sinks: int = 0
+    per_layer: tuple["AttentionMetadata", ...] = ()
     _groups: dict[int | None, tuple[QueryGroup, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -60,11 +70,22 @@ class AttentionMetadata:
         """T: new tokens in the batch."""
         return sum(self.query_lens)
 
+    def of_layer(self, layer: int) -> "AttentionMetadata":
+        """The batch as this layer sees it."""
+        return self.per_layer[layer] if self.per_layer else self
+
+    def visible_window(self, window: int | None) -> int | None:
+        """The window of a layer that has `window` by itself."""
+        if self.max_window is None or window is None:
+            return window or self.max_window
+        return min(window, self.max_window)
+
     def groups(self, window: int | None, device: torch.device) -> tuple[QueryGroup, ...]:
         """The batch by query length, for layers with this window (None: they see everything).
 
         Made at the first such layer and used by all; `device` is the model's.
         """
+        window = self.visible_window(window)
         if window is not None and window >= max(self.seq_lens):
             window = None
         if window not in self._groups:
@@ -90,15 +111,25 @@ class AttentionMetadata:
         length = max(lens)
         if window is not None:
             length = min(length, window + query_len - 1)
+        # Sinks that are among the last `length` positions of every request need no place before.
+        num_sinks = min(self.num_sinks, max(lens) - length)
         ends = torch.tensor(lens, device=device)[:, None]
-        positions = (ends - length).clamp(min=0) + torch.arange(length, device=device)  # [b, L]
+        firsts = (ends - length).clamp(min=0)  # [b, 1]
+        positions = firsts + torch.arange(length, device=device)  # [b, L]
         bias = None
-        if query_len > 1 or min(lens) < length:
+        if query_len > 1 or min(lens) < length + num_sinks:
             queries = ends - query_len + torch.arange(query_len, device=device)  # [b, n]
-            bias = _bias(queries, positions, window)
-        return QueryGroup(
-            len(requests), query_len, rows, self._slots(requests, positions).flatten(), bias
-        )
+            bias = _bias(queries, positions, window, self.num_sinks)
+        if num_sinks:
+            sinks = torch.arange(num_sinks, device=device).expand(len(lens), -1)
+            if bias is not None:
+                repeated = torch.zeros(sinks.shape, device=device)
+                repeated.masked_fill_(sinks >= firsts, float("-inf"))
+                before = repeated[:, None, None].expand(-1, -1, query_len, -1)
+                bias = torch.cat([before, bias], dim=-1)
+            positions = torch.cat([sinks, positions], dim=-1)
+        slots = self._slots(requests, positions).flatten()
+        return QueryGroup(len(requests), query_len, rows, slots, bias)
 
     def _rows(
         self, query_len: int, requests: list[int], device: torch.device
@@ -122,13 +153,15 @@ class AttentionMetadata:
         return blocks * self.block_size + positions % self.block_size
 
 
-def _bias(queries: torch.Tensor, keys: torch.Tensor, window: int | None) -> torch.Tensor:
+def _bias(
+    queries: torch.Tensor, keys: torch.Tensor, window: int | None, num_sinks: int = 0
+) -> torch.Tensor:
     """[b, 1, n, L] of what the positions `queries` [b, n] may see of the positions `keys` [b, L]:
     0 where visible, -inf elsewhere.
     """
     distance = queries[:, :, None] - keys[:, None, :]
     hidden = distance < 0
     if window is not None:
-        hidden |= distance >= window
+        hidden |= (distance >= window) & (keys >= num_sinks)[:, None, :]
     bias = torch.zeros(hidden.shape, device=hidden.device)
     return bias.masked_fill_(hidden, float("-inf")).unsqueeze(1)

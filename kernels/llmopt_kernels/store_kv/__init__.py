@@ -1,11 +1,6 @@
-"""Writing new keys and values into the paged cache."""
+"""Writing new keys and values into the paged cache, and reading them back."""
 
-import torch
+from llmopt_kernels.store_kv.cache import Int8Cache, KVCache, cache_tensors, gather_kv
+from llmopt_kernels.store_kv.cache import store_rows as store_kv
 
-
-def store_kv(cache: torch.Tensor, new: torch.Tensor, slot_mapping: torch.Tensor) -> None:
-    """cache: [N, S, KH, D], written in place; new: [T, KH, D]; slot_mapping: int64 [T]."""
-    cache.flatten(0, 1).index_copy_(0, slot_mapping, new)
-
-
-__all__ = ["store_kv"]
+__all__ = ["Int8Cache", "KVCache", "cache_tensors", "gather_kv", "store_kv"]

@@ -26,6 +26,9 @@ CLASSES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "mistral": "MistralForCausalLM",
 }
 LINEAR = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
 LOCAL = {"rope_type": "default", "rope_theta": 2e4}
@@ -36,6 +39,19 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope_parameters": LINEAR, "attention_bias": True, "mlp_bias": True}),
     ("qwen2", {}),
     ("qwen3", {"head_dim": 32}),
+    ("gemma2", GEMMA),
+    ("gemma2", {**GEMMA, "sliding_window": 9, "attn_logit_softcapping": 20.0}),
+    ("phi3", {}),
+    (
+        "phi3",
+        {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e5,
+                "partial_rotary_factor": 0.5,
+            }
+        },
+    ),
     ("gemma3_text", GEMMA),
     ("gemma3_text", {**GEMMA, "sliding_window": 9, "layer_types": ["full_attention"] * 7}),
     (
@@ -51,7 +67,7 @@ KEPT = [
     *SIZES,
     *("head_dim", "rms_norm_eps", "tie_word_embeddings", "attention_bias", "mlp_bias"),
     *("hidden_act", "hidden_activation", "rope_parameters", "query_pre_attn_scalar"),
-    *("final_logit_softcapping", "layer_types"),
+    *("final_logit_softcapping", "attn_logit_softcapping", "layer_types"),
 ]
 
 
@@ -128,6 +144,15 @@ def test_old_keys_of_gemma_are_understood() -> None:
             {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2},
             "a sliding window",
         ),
+        ("phi3", {"sliding_window": 100, "use_sliding_window": True}, "a sliding window"),
+        ("mistral", {"sliding_window": 100, "use_sliding_window": True}, "a sliding window"),
+        ("gemma2", {**GEMMA, "attn_logit_softcapping": None}, "no attn_logit_softcapping"),
+        ("gemma2", {"layer_types": ["full_attention"] * 7}, "order of sliding windows"),
+        (
+            "llama",
+            {"rope_parameters": {**LINEAR, "partial_rotary_factor": 0.5}},
+            "0.5 of each head rotated",
+        ),
         ("gemma3_text", {"query_pre_attn_scalar": 24}, r"the query scale 1/sqrt\(24\)"),
         ("gemma3_text", {**GEMMA, "attn_logit_softcapping": 50.0}, "soft-capped attention"),
         ("gemma3_text", {**GEMMA, "use_bidirectional_attention": True}, "in both directions"),
@@ -143,6 +168,27 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=reason):
         metadata_of_config(hf_config(model_type, **settings), file_type=1)
+
+
+def test_mistral_without_a_window_is_a_llama() -> None:
+    config = hf_config("mistral", sliding_window=512) | {"use_sliding_window": True}  # never short
+    assert read(values_of(config))["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_caps_and_windows_of_a_gemma_2_file_that_names_none() -> None:
+    values = values_of(hf_config("gemma2", **GEMMA))
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "attention.sliding_window"):
+        del values[f"gemma2.{key}"]
+    found = read(values)
+    assert found["attn_logit_softcapping"] == 50.0
+    assert found["final_logit_softcapping"] == 30.0
+    assert found["sliding_window"] == 4096
+    assert found["layer_types"][:2] == ["sliding_attention", "full_attention"]
+
+
+def test_the_window_of_a_phi_file_is_read() -> None:
+    values = values_of(hf_config("phi3")) | {"phi3.attention.sliding_window": 100}
+    assert read(values)["sliding_window"] == 100
 
 
 @pytest.mark.parametrize(

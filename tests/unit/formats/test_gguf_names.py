@@ -21,7 +21,8 @@ EVERY = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCH
 
 def hf_names(architecture: GgufArchitecture) -> list[str]:
     blocks = [f"model.layers.11.{stem}.weight" for stem in architecture.blocks]
-    return ["model.embed_tokens.weight", *blocks, "model.norm.weight", "lm_head.weight"]
+    head = ["lm_head.weight"] if architecture.has_head else []
+    return ["model.embed_tokens.weight", *blocks, "model.norm.weight", *head]
 
 
 @EVERY
@@ -53,6 +54,10 @@ def test_names_are_those_of_the_gguf_package(architecture: GgufArchitecture) -> 
         ("qwen3", "lm_head.bias", False),
         ("gemma3", "model.layers.0.pre_feedforward_layernorm.weight", True),
         ("gemma3", "vision_tower.embeddings.weight", False),
+        ("gemma2", "lm_head.weight", False),
+        ("gemma2", "model.layers.0.self_attn.q_norm.weight", False),
+        ("phi3", "model.layers.0.self_attn.qkv_proj.weight", True),
+        ("phi3", "model.layers.0.self_attn.q_proj.weight", False),
     ],
 )
 def test_what_an_architecture_does_not_have(architecture: str, name: str, has_it: bool) -> None:
@@ -68,7 +73,7 @@ def test_only_llama_reorders_and_only_gemma_shifts() -> None:
     query, norm = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.q_norm.weight"
     for name, architecture in ARCHITECTURES.items():
         assert architecture.heads(query, 8, 2) == (8 if name == "llama" else None)
-        assert architecture.shift(norm) == (1.0 if name == "gemma3" else 0.0)
+        assert architecture.shift(norm) == (1.0 if name.startswith("gemma") else 0.0)
         assert architecture.shift(query) == 0.0
     assert ARCHITECTURES["llama"].heads("model.layers.0.self_attn.k_proj.bias", 8, 2) == 2
     assert ARCHITECTURES["llama"].heads("model.layers.0.self_attn.v_proj.weight", 8, 2) is None

@@ -21,7 +21,7 @@ def random_logits(rows: int, vocab_size: int, seed: int = 0) -> Tensor:
 
 
 def exact_distribution(logits: Tensor, row: SamplingRow) -> np.ndarray:
-    """Temperature, top-k, top-p by their definitions, one token at a time, in float64."""
+    """Temperature, top-k, top-p, min-p by their definitions, one token at a time, in float64."""
     scores = logits.double().numpy() / row.temperature
     order = sorted(range(len(scores)), key=lambda token: -scores[token])
     order = order[: row.top_k]
@@ -33,6 +33,7 @@ def exact_distribution(logits: Tensor, row: SamplingRow) -> np.ndarray:
         reached += probs[token] / total
         if reached >= row.top_p:
             break
+    kept = [token for token in kept if probs[token] >= row.min_p * probs[order[0]]]
     result = np.zeros(len(scores))
     result[kept] = probs[kept] / probs[kept].sum()
     return result
@@ -47,9 +48,10 @@ def exact_distribution(logits: Tensor, row: SamplingRow) -> np.ndarray:
         replace(PLAIN, temperature=1.7),
         replace(PLAIN, top_k=4),
         replace(PLAIN, top_p=0.8),
-        replace(PLAIN, temperature=1.3, top_k=6, top_p=0.85),
+        replace(PLAIN, min_p=0.15),
+        replace(PLAIN, temperature=1.3, top_k=6, top_p=0.85, min_p=0.2),
     ],
-    ids=["plain", "cold", "hot", "top-k", "top-p", "all three"],
+    ids=["plain", "cold", "hot", "top-k", "top-p", "min-p", "all four"],
 )
 def test_draws_follow_the_exact_distribution(row: SamplingRow, seed: int) -> None:
     num_draws = 20_000
@@ -77,7 +79,7 @@ def test_greedy_is_the_most_likely_token_in_each_dtype() -> None:
         assert sample(rounded, [GREEDY] * 5) == rounded.argmax(-1).tolist()
 
 
-def test_top_k_one_a_tiny_top_p_and_a_tiny_temperature_are_greedy() -> None:
+def test_the_narrowest_top_k_top_p_min_p_and_temperature_are_greedy() -> None:
     logits = random_logits(1, 100)
     best = [int(logits.argmax())]
     for position in range(50):
@@ -85,6 +87,7 @@ def test_top_k_one_a_tiny_top_p_and_a_tiny_temperature_are_greedy() -> None:
         assert sample(logits, [replace(at, top_k=1)]) == best
         assert sample(logits, [replace(at, top_p=1e-9)]) == best
         assert sample(logits, [replace(at, temperature=1e-30)]) == best
+        assert sample(logits, [replace(at, min_p=1.0)]) == best
 
 
 def test_a_top_k_beyond_the_vocabulary_keeps_all() -> None:
@@ -96,7 +99,7 @@ def test_a_top_k_beyond_the_vocabulary_keeps_all() -> None:
 
 def test_tokens_tied_with_the_last_one_kept_are_kept() -> None:
     logits = torch.tensor([[3.0, 1.0, 3.0, 3.0, 0.0]])
-    for row in (replace(PLAIN, top_k=2), replace(PLAIN, top_p=0.5)):
+    for row in (replace(PLAIN, top_k=2), replace(PLAIN, top_p=0.5), replace(PLAIN, min_p=1.0)):
         drawn = {sample(logits, [replace(row, position=i)])[0] for i in range(200)}
         assert drawn == {0, 2, 3}
 
@@ -127,6 +130,7 @@ def test_the_ends_of_the_unit_interval_draw_possible_tokens(
             temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
             top_k=st.none() | st.integers(1, 2500),
             top_p=st.floats(0.05, 1.0),
+            min_p=st.sampled_from([0.0, 0.01, 0.5]),
             seed=st.integers(0, 2**64 - 1),
             position=st.integers(0, 10_000),
             banned_token_ids=st.sampled_from([(), (3,), (0, 7)]),

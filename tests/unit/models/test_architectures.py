@@ -6,18 +6,32 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from llmopt.engine.engine import Engine, EngineConfig
-from llmopt.engine.request import SamplingParams
+from llmopt.engine.sampling_params import SamplingParams
 from llmopt.errors import ModelError
 from llmopt.formats.checkpoint import CheckpointReader
-from llmopt.models.config import LayerAttention, ModelConfig
+from llmopt.models.config import SUPPORTED_ARCHITECTURES, LayerAttention, ModelConfig
 from llmopt.models.decoder import Decoder
 from llmopt.models.loader import ModelLoader, load_model
 from llmopt_kernels.paged_attention import AttentionMetadata
 
-MODEL_TYPES = ("llama", "qwen2", "qwen3", "gemma3_text")
+MODEL_TYPES = (
+    "llama",
+    "mistral",
+    "smollm3",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "mixtral",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "opt",
+    "gpt2",
+)
 BLOCK = 4  # tokens of a cache block
 LENGTHS = (40, 7, 23)  # of the sequences of a batch: beyond the tiny window of 9, and below it
 MakeModel = Callable[..., Path]
@@ -33,9 +47,16 @@ def model(path: Path) -> Decoder:
     return load_model(path, dtype="float32")
 
 
+def load_reference(path: Path) -> PreTrainedModel:
+    """transformers' model, with the attention that knows soft caps in all its versions."""
+    return AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
 @pytest.fixture(scope="module")
 def reference(path: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    return load_reference(path)
 
 
 def sequences() -> list[torch.Tensor]:
@@ -164,7 +185,7 @@ def test_a_loader_gives_the_parts_of_the_model(path: Path, model: Decoder) -> No
     (ids, *_) = sequences()
     positions = torch.arange(len(ids))
     metadata = AttentionMetadata.dense([len(ids)])
-    hidden, rotary = loader.embed(ids), loader.rotary(positions)
+    hidden, rotary = loader.embed(ids, positions), loader.rotary(positions)
     for index in range(loader.config.num_layers):
         block = loader.block(index)
         attended = block.attend(hidden, rotary, metadata, None)
@@ -172,6 +193,7 @@ def test_a_loader_gives_the_parts_of_the_model(path: Path, model: Decoder) -> No
     assert torch.equal(hidden, model.forward(ids, positions, metadata))
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
 VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("qwen2", {"tie_word_embeddings": True}),
     ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
@@ -186,6 +208,42 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
         "gemma3_text",
         {"layer_types": None, "sliding_window_pattern": 2, "rope_parameters": None},
     ),
+    ("gemma3_text", {"final_logit_softcapping": 3.0}),
+    ("gemma2", {"tie_word_embeddings": True, "attention_bias": True}),
+    ("gemma2", {"attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    ("gemma2", {"layer_types": ["full_attention"] * 3}),
+    ("mistral", {"sliding_window": None}),
+    ("mistral", {"head_dim": 32, "tie_word_embeddings": True}),
+    ("phi3", {"sliding_window": 7, "tie_word_embeddings": True}),
+    ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+    (
+        "phi3",
+        {
+            "original_max_position_embeddings": 128,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "short_factor": [1.0 + 0.2 * i for i in range(8)],
+                "long_factor": [3.0 + i for i in range(8)],
+                "rope_theta": 1e4,
+            },
+        },
+    ),
+    ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}}),
+    ("llama", {"rope_parameters": {**YARN, "original_max_position_embeddings": 16}}),
+    ("qwen3", {"rope_parameters": {**YARN, "original_max_position_embeddings": 64}}),
+    ("smollm3", {"no_rope_layers": [0, 1], "attention_bias": True, "mlp_bias": True}),
+    (
+        "smollm3",
+        {"use_sliding_window": True, "sliding_window": 6, "tie_word_embeddings": True},
+    ),
+    ("qwen3_moe", {"norm_topk_prob": False, "attention_bias": True, "num_experts_per_tok": 1}),
+    ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 6}),
+    ("mixtral", {"sliding_window": 6, "tie_word_embeddings": True}),
+    ("mixtral", {"num_experts_per_tok": 4}),
+    ("opt", {"enable_bias": False, "tie_word_embeddings": True}),
+    ("opt", {"activation_function": "gelu"}),
+    ("gpt2", {"n_inner": None, "intermediate_size": None}),
+    ("gpt2", {"tie_word_embeddings": False, "activation_function": "relu"}),
 ]
 
 
@@ -195,7 +253,7 @@ def test_variants(
 ) -> None:
     path = make_tiny_model(model_type, **overrides)
     (ids, *_) = sequences()
-    reference = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    reference = load_reference(path)
     found = dense_logits(load_model(path, dtype="float32"), ids)
     torch.testing.assert_close(found, reference_logits(reference, ids), rtol=0, atol=1e-4)
 
@@ -235,7 +293,7 @@ def test_the_config_of_a_published_gemma(make_tiny_model: MakeModel, tmp_path: P
     kinds = [layer.window for layer in model.config.layers]
     assert kinds == [9, 9, None]
     assert [layer.rope for layer in model.config.layers] == [1, 1, 0]
-    reference = AutoModelForCausalLM.from_pretrained(old, dtype=torch.float32).eval()
+    reference = load_reference(old)
     expected = reference_logits(reference, ids)
     torch.testing.assert_close(dense_logits(model, ids), expected, rtol=0, atol=1e-4)
 
@@ -254,10 +312,10 @@ def test_a_window_is_only_where_the_config_switches_it_on(make_tiny_model: MakeM
         ({"layer_types": ["chunked_attention"] * 3}, "chunked_attention"),
         ({"layer_types": "full_attention"}, "layers"),
         ({"sliding_window": 0}, "the window 0"),
-        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"attn_logit_softcapping": 30.0}, "attn_logit_softcapping"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"hidden_activation": "relu"}, "relu"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "yarn"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "proportional"}}}, "proportional"),
         ({"rope_parameters": ["full_attention"]}, "config.json"),
     ],
 )
@@ -267,3 +325,89 @@ def test_configs_that_cannot_be_computed_are_refused(
     path = edit_config(make_tiny_model("gemma3_text"), tmp_path / "model", **changes)
     with pytest.raises(ModelError, match=words):
         load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "words"),
+    [
+        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before = False"),
+        ("opt", {"activation_function": "silu"}, "the activation silu"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights = False"),
+        ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+        ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step = 2"),
+        ("mixtral", {"num_experts_per_tok": 5}, "5 of 4 experts"),
+        ("mistral", {"layer_types": ["full_attention"] * 2}, "layer_types"),
+        ("smollm3", {"no_rope_layers": [1]}, "config.json"),
+    ],
+)
+def test_features_that_are_not_computed_are_refused(
+    make_tiny_model: MakeModel,
+    tmp_path: Path,
+    model_type: str,
+    changes: dict[str, object],
+    words: str,
+) -> None:
+    path = edit_config(make_tiny_model(model_type), tmp_path / "model", **changes)
+    with pytest.raises(ModelError, match=words):
+        load_model(path)
+
+
+def test_an_unknown_architecture_names_the_supported_ones(
+    make_tiny_model: MakeModel, tmp_path: Path
+) -> None:
+    path = edit_config(make_tiny_model("llama"), tmp_path / "model", architectures=["FalconLM"])
+    with pytest.raises(ModelError) as caught:
+        load_model(path)
+    for name in SUPPORTED_ARCHITECTURES:
+        assert name in str(caught.value)
+
+
+def test_factors_for_long_texts_are_not_mixed_with_those_for_short_ones(
+    make_tiny_model: MakeModel, tmp_path: Path
+) -> None:
+    """Keys in the cache cannot change over, so the model ends where the short factors do."""
+    scaling = {"type": "su", "short_factor": [1.5] * 8, "long_factor": [2.0] * 8}
+    path = edit_config(
+        make_tiny_model("phi3"),
+        tmp_path / "old",  # as published, with the length apart and the first name of the rule
+        rope_parameters=None,
+        rope_theta=1e4,
+        rope_scaling=scaling,
+        original_max_position_embeddings=128,
+    )
+    config = load_model(path).config
+    assert CheckpointReader(path).config["max_position_embeddings"] == 512
+    assert config.max_model_len == 128
+    (rope,) = config.ropes
+    assert rope.scaling is not None
+    assert rope.scaling["rope_type"] == "longrope"
+    assert rope.scaling["factor"] == 4.0
+
+
+def test_a_checkpoint_without_the_name_of_the_model_in_front(
+    make_tiny_model: MakeModel, tmp_path: Path
+) -> None:
+    path = make_tiny_model("gpt2")
+    tensors = load_file(path / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    assert "wte.weight" in bare
+    save_file(bare, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((path / "config.json").read_text())
+    (ids, *_) = sequences()
+    found = dense_logits(load_model(tmp_path), ids)
+    assert torch.equal(found, dense_logits(load_model(path), ids))
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral"])
+def test_a_token_reads_the_experts_that_it_goes_to(
+    make_tiny_model: MakeModel, model_type: str
+) -> None:
+    model = load_model(make_tiny_model(model_type))
+    config = model.config
+    assert config.experts is not None
+    expert = 3 * config.hidden_size * config.intermediate_size
+    idle = (config.experts.count - config.experts.per_token) * expert * config.num_layers
+    assert model.weight_bytes - model.weight_bytes_per_token == 4 * idle
+    router = config.hidden_size * config.experts.count
+    assert config.mlp_weights_per_token == config.experts.per_token * expert + router

@@ -94,7 +94,7 @@ def edit_config(source, target, **changes):
     [
         ({"architectures": ["MambaForCausalLM"]}, ModelError, "MambaForCausalLM is not supported"),
         ({"hidden_act": "gelu"}, ModelError, "gelu"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, ModelError, "yarn"),
+        ({"rope_parameters": {"rope_type": "proportional"}}, ModelError, "proportional"),
         ({"num_key_value_heads": 3}, ModelError, "cannot share"),
         ({"num_hidden_layers": None}, ModelError, "config.json"),
         (

@@ -212,3 +212,10 @@ def test_nothing_is_left_of_a_failed_export(make_source: Make, tmp_path: Path) -
             encode=fail,
         )
     assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "phi3"])
+def test_a_window_that_llama_cpp_ignores_is_refused(model_type: str, make_tiny_model: Any) -> None:
+    reader = CheckpointReader(make_tiny_model(model_type, sliding_window=9))
+    with pytest.raises(ModelError, match="a sliding window"):
+        GgufExport(reader.config)

@@ -17,6 +17,11 @@ from llmopt.models.tokenizer import Tokenizer
 from llmopt_kernels.paged_attention import AttentionMetadata
 
 Make = Callable[..., Any]
+# What llama.cpp can express of them.
+SETTINGS: dict[str, dict[str, object]] = {
+    "mistral": {"sliding_window": None},
+    "gemma2": {"tie_word_embeddings": True},
+}
 
 
 @torch.inference_mode()
@@ -27,7 +32,9 @@ def logits(model: Decoder) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["f32", "q8_0"])
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize(
+    "model_type", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"]
+)
 def test_a_gguf_file_has_the_logits_of_its_checkpoint(
     make_tiny_model: Make,
     sentence_piece_tokenizer: Make,
@@ -44,7 +51,8 @@ def test_a_gguf_file_has_the_logits_of_its_checkpoint(
         stored[name] = blocks.dequantize()
         return blocks
 
-    source = make_tiny_model(model_type, vocab_size=640, query_pre_attn_scalar=32)
+    settings = {"vocab_size": 640, "query_pre_attn_scalar": 32, **SETTINGS.get(model_type, {})}
+    source = make_tiny_model(model_type, **settings)
     out = tmp_path / "model.gguf"
     export_gguf(
         CheckpointReader(source),
@@ -65,8 +73,8 @@ def test_a_gguf_file_has_the_logits_of_its_checkpoint(
     assert not torch.equal(logits(model), logits(original))
     error = (logits(model) - logits(original)).norm() / logits(original).norm()
     assert error < 0.05
-    for part in ("gate", "up"):  # rows are those of the checkpoint, in its order
-        name = f"model.layers.1.mlp.{part}_proj.weight"
+    for part in original.config.names.gate_up:  # rows are those of the checkpoint, in its order
+        name = f"model.layers.1.{part}.weight"
         assert torch.equal(open_checkpoint(out).tensor(name), stored[name])
 
 

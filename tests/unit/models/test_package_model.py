@@ -11,7 +11,7 @@ import torch
 from tokenizers import pre_tokenizers
 
 from llmopt.engine.engine import Engine, EngineConfig
-from llmopt.engine.request import SamplingParams
+from llmopt.engine.sampling_params import SamplingParams
 from llmopt.errors import ModelError, OutputError
 from llmopt.formats.checkpoint import CheckpointReader
 from llmopt.formats.gguf import GgufCheckpoint

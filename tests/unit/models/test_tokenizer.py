@@ -9,7 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from llmopt.errors import CheckpointError, ModelError
-from llmopt.models.tokenizer import load_tokenizer
+from llmopt.models.tokenizer import Tokenizer, load_tokenizer
 
 TEMPLATE = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}<end>"
 
@@ -109,3 +109,32 @@ def test_a_damaged_generation_config(directory: Path) -> None:
     (directory / "generation_config.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"generation_config\.json is not a JSON object"):
         load_tokenizer(directory)
+
+
+@pytest.mark.parametrize("text", ["plain", "  spaces\n\n and Ümläute ✓🦜", "", "ß"])
+@pytest.mark.parametrize("special", [True, False])
+def test_ends_are_in_bytes_and_a_split_character_counts_for_its_first_token(
+    directory: Path, text: str, special: bool
+) -> None:
+    tokenizer = load_tokenizer(directory)
+    ids, ends = tokenizer.encode_with_ends(text, add_special_tokens=special)
+    assert ids == tokenizer.encode(text, add_special_tokens=special)
+    ends_of_characters = [len(text[: i + 1].encode()) for i in range(len(text))]
+    one_per_byte = [
+        end for char, end in zip(text, ends_of_characters, strict=True) for _ in char.encode()
+    ]
+    assert ends == ([0] if special else []) + one_per_byte
+
+
+def test_ends_of_a_tokenizer_without_offsets_share_the_bytes_out() -> None:
+    class Slow:
+        is_fast = False
+
+        def encode(self, text: str, **_: object) -> list[int]:
+            return [5, 6, 7]
+
+    assert Tokenizer(Slow(), []).encode_with_ends("aß✓x") == ([5, 6, 7], [2, 4, 7])
+
+
+def test_the_end_of_text_is_the_tokenizers_own(directory: Path) -> None:
+    assert load_tokenizer(directory).eos_token_id == 1

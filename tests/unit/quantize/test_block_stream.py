@@ -112,4 +112,7 @@ def test_embedding_reads_only_what_it_needs(
 ):
     _, stream = make_stream(spread_source, tokens.tokens)
     model = load_model(spread_source, dtype="float32")
-    assert torch.equal(stream.embed(tokens.tokens), model.embed(tokens.tokens.flatten()))
+    windows, length = tokens.tokens.shape
+    positions = torch.arange(length).repeat(windows)
+    embedded = model.embed(tokens.tokens.flatten(), positions)
+    assert torch.equal(stream.embed(tokens.tokens), embedded)

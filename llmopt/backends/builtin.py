@@ -14,7 +14,8 @@ from llmopt.backends.protocol import GenerationParams, T, TokenEvent
 from llmopt.engine.async_engine import AsyncEngine
 from llmopt.engine.engine import Engine, EngineConfig
 from llmopt.engine.model_runner import DecoderModel
-from llmopt.engine.request import SamplingParams
+from llmopt.engine.sampling_params import SamplingParams
+from llmopt.engine.speculation.stats import SpeculationStats
 
 NAME = "llmopt"
 VERSION = __version__
@@ -89,9 +90,38 @@ class BuiltinBackend:
                     num_tokens=len(step.token_ids),
                     finish_reason=step.finish_reason,
                     num_preemptions=step.num_preemptions,
+                    num_cached_tokens=step.num_prefix_hit_tokens,
                 )
 
     def stats(self) -> dict[str, float]:
-        """The engine's counters."""
-        assert self._engine is not None, "a backend is started before it is used"
-        return dict(asdict(self._engine.stats))
+        """The engine's counters, and seconds by stage.
+
+        `peak_kv_bytes`: of the most cache blocks that requests held at once, without those of a
+        draft model. With speculation also how many tokens decodes gave, and how many drafted tokens
+        there were, and were taken, at each position of a draft.
+        """
+        engine = self._engine
+        assert engine is not None, "a backend is started before it is used"
+        snapshot = engine.snapshot()
+        layout = engine.plan.layout
+        stats: dict[str, float] = asdict(snapshot.stats) | asdict(snapshot.times)
+        stats["peak_kv_bytes"] = (
+            snapshot.stats.peak_held_slots * layout.block_bytes // layout.block_size
+        )
+        return stats | _speculation(snapshot.speculation)
+
+
+def _speculation(stats: SpeculationStats | None) -> dict[str, float]:
+    if stats is None:
+        return {}
+    counters: dict[str, float] = {
+        "num_decodes": stats.num_decodes,
+        "num_decode_tokens": stats.num_decode_tokens,
+        "num_drafts": stats.num_drafts,
+    }
+    for name, counts in (
+        ("num_drafted_at", stats.drafted_by_position),
+        ("num_accepted_at", stats.accepted_by_position),
+    ):
+        counters |= {f"{name}_{position}": n for position, n in enumerate(counts, start=1)}
+    return counters

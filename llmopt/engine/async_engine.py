@@ -13,7 +13,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from llmopt.engine.engine import Engine
-from llmopt.engine.request import SamplingParams, StepOutput
+from llmopt.engine.request import StepOutput
+from llmopt.engine.sampling_params import SamplingParams
 from llmopt.errors import EngineError
 
 _Event = StepOutput | Exception
@@ -29,6 +30,13 @@ class _Stream:
     arrival_s: float
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[_Event] = field(default_factory=asyncio.Queue)
+
+    @property
+    def sample_ids(self) -> tuple[str, ...]:
+        """The engine's requests that this stream is of; see `Engine.add_request`."""
+        if self.params.num_samples == 1:
+            return (self.request_id,)
+        return tuple(f"{self.request_id}/{i}" for i in range(self.params.num_samples))
 
 
 class AsyncEngine:
@@ -65,6 +73,8 @@ class AsyncEngine:
     ) -> AsyncGenerator[StepOutput, None]:
         """Stream one request; it is sent when the iteration starts and aborted when that ends.
 
+        Several samples of one prompt come in one stream, with ids that end in /0, /1 and so on.
+
         Raises:
             UsageError, EngineError: as `Engine.add_request`, or the engine is closed.
             Exception: whatever ended the engine's loop.
@@ -73,20 +83,25 @@ class AsyncEngine:
         request_id = str(next(self._request_numbers))
         stream = _Stream(request_id, prompt_token_ids, params, arrival_s, loop)
         self._submit(stream)
-        finished = False
+        unfinished = set(stream.sample_ids)
         try:
-            while not finished:
+            while unfinished:
                 event = await stream.events.get()
                 if isinstance(event, Exception):
-                    finished = True
+                    unfinished.clear()
                     raise event
-                finished = event.finish_reason is not None
+                if event.finish_reason is not None:
+                    unfinished.discard(event.request_id)
                 yield event
         finally:
-            if not finished:
-                with self._wake:
-                    self._aborted.append(request_id)
-                    self._wake.notify()
+            self.abort(*unfinished)
+
+    def abort(self, *request_ids: str) -> None:
+        """Drop requests soon, by the ids of their outputs; their streams then end with "abort"."""
+        if request_ids:
+            with self._wake:
+                self._aborted.extend(request_ids)
+                self._wake.notify()
 
     def start(self) -> None:
         """Run the loop in a background thread."""
@@ -129,7 +144,7 @@ class AsyncEngine:
     def _fail_streams(self, failure: Exception) -> None:
         with self._wake:
             self._failure = failure
-            self._streams.update((stream.request_id, stream) for stream in self._added)
+            self._streams.update((name, one) for one in self._added for name in one.sample_ids)
             self._added.clear()
         for request_id in self._streams:
             self.engine.abort(request_id)
@@ -149,18 +164,18 @@ class AsyncEngine:
         for stream in added:
             self._add(stream)
         for request_id in aborted:
-            self._streams.pop(request_id, None)
-            self.engine.abort(request_id)
+            if self.engine.abort(request_id):
+                self._deliver([(request_id, StepOutput(request_id, (), "abort"))])
         return True
 
     def _add(self, stream: _Stream) -> None:
-        self._streams[stream.request_id] = stream
+        self._streams.update((name, stream) for name in stream.sample_ids)
         try:
             self.engine.add_request(
                 stream.request_id, stream.prompt_token_ids, stream.params, stream.arrival_s
             )
         except Exception as error:
-            self._deliver([(stream.request_id, error)])
+            self._deliver([(name, error) for name in stream.sample_ids])
 
     def _deliver(self, events: Sequence[tuple[str, _Event]]) -> None:
         """Hand events to their consumers, with one wake-up per event loop."""
@@ -174,9 +189,9 @@ class AsyncEngine:
             try:
                 loop.call_soon_threadsafe(_put_all, batch)
             except RuntimeError:  # the consumers' loop is closed: nobody will read or abort these
-                for stream, _ in batch:
-                    self._streams.pop(stream.request_id, None)
-                    self.engine.abort(stream.request_id)
+                for request_id in (name for stream, _ in batch for name in stream.sample_ids):
+                    self._streams.pop(request_id, None)
+                    self.engine.abort(request_id)
 
 
 def _put_all(batch: Sequence[tuple[_Stream, _Event]]) -> None:

@@ -4,14 +4,16 @@ Knows nothing about the model, the cache's tensors or sampling.
 Law: a pure function of the scheduled step; requests stay in their scheduled order.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llmopt.engine.request import Request
+from llmopt.engine.layer_group import LayerGroup
 from llmopt.engine.scheduler import ScheduledRequest, SchedulerOutput
 from llmopt_kernels.paged_attention import AttentionMetadata
 
@@ -24,19 +26,25 @@ class Batch:
         input_ids: [T] int64.
         positions: [T] int64, of each token in its own sequence.
         metadata: lengths, slots and block tables of the B requests.
-        logits_indices: [R] int64, the last token of each request that samples.
-        sampling_requests: those R requests.
+        logits_indices: [R] int64, the last known token of each request that samples, and each of
+            its draft.
+        sampling: those requests, as scheduled.
     """
 
     input_ids: Tensor
     positions: Tensor
     metadata: AttentionMetadata
     logits_indices: Tensor
-    sampling_requests: tuple[Request, ...]
+    sampling: tuple[ScheduledRequest, ...]
 
 
-def build_batch(output: SchedulerOutput, block_size: int, device: torch.device) -> Batch:
-    """Flatten a scheduled step into a batch on `device`."""
+def build_batch(
+    output: SchedulerOutput,
+    block_size: int,
+    device: torch.device,
+    groups: Sequence[LayerGroup],
+) -> Batch:
+    """Flatten a scheduled step into a batch on `device` for a model with these layer groups."""
     scheduled = output.scheduled
     query_lens = [item.num_scheduled_tokens for item in scheduled]
     starts = np.array([item.start for item in scheduled], dtype=np.int64)  # [B]
@@ -45,36 +53,77 @@ def build_batch(output: SchedulerOutput, block_size: int, device: torch.device) 
     # Row r of request b has position starts[b] + r - first_rows[b].
     owners = np.repeat(np.arange(len(scheduled)), query_lens)  # [T]
     positions = np.arange(len(owners)) + (starts - first_rows)[owners]  # [T]
-    block_tables = _pad_block_tables(scheduled)  # [B, max_blocks]
-    blocks = block_tables[owners, positions // block_size].astype(np.int64)
-    slots = blocks * block_size + positions % block_size  # [T]
+    seq_lens = tuple(item.start + item.num_scheduled_tokens for item in scheduled)
+    by_group: list[AttentionMetadata] = []
+    for index, group in enumerate(groups):
+        block_tables = _pad_block_tables(scheduled, index, group, block_size)  # [B, max_blocks]
+        blocks = block_tables[owners, positions // block_size].astype(np.int64)
+        slots = blocks * block_size + positions % block_size  # [T]
+        by_group.append(
+            AttentionMetadata(
+                query_lens=tuple(query_lens),
+                seq_lens=seq_lens,
+                slot_mapping=torch.from_numpy(slots).to(device),
+                block_tables=torch.from_numpy(block_tables).to(device),
+                block_size=block_size,
+                max_window=group.window,
+                num_sinks=group.num_sinks,
+            )
+        )
     return Batch(
         input_ids=torch.tensor(_token_ids(scheduled), dtype=torch.int64, device=device),
         positions=torch.from_numpy(positions).to(device),
-        metadata=AttentionMetadata(
-            query_lens=tuple(query_lens),
-            seq_lens=tuple(item.start + item.num_scheduled_tokens for item in scheduled),
-            slot_mapping=torch.from_numpy(slots).to(device),
-            block_tables=torch.from_numpy(block_tables).to(device),
-            block_size=block_size,
-        ),
-        logits_indices=torch.from_numpy(ends[[item.samples for item in scheduled]] - 1).to(device),
-        sampling_requests=tuple(item.request for item in scheduled if item.samples),
+        metadata=_by_layer(by_group, groups),
+        logits_indices=torch.from_numpy(_logits_rows(scheduled, ends)).to(device),
+        sampling=tuple(item for item in scheduled if item.samples),
     )
+
+
+def _by_layer(
+    by_group: Sequence[AttentionMetadata], groups: Sequence[LayerGroup]
+) -> AttentionMetadata:
+    if len(groups) == 1:
+        return by_group[0]
+    layers = {
+        layer: metadata
+        for metadata, group in zip(by_group, groups, strict=True)
+        for layer in group.layers
+    }
+    return replace(by_group[0], per_layer=tuple(layers[layer] for layer in sorted(layers)))
 
 
 def _token_ids(scheduled: tuple[ScheduledRequest, ...]) -> list[int]:
     token_ids: list[int] = []
     for item in scheduled:
-        stop = item.start + item.num_scheduled_tokens
+        stop = item.start + item.num_known_tokens
         token_ids.extend(item.request.token_ids[item.start : stop])
+        token_ids.extend(item.draft_token_ids)
     return token_ids
 
 
-def _pad_block_tables(scheduled: tuple[ScheduledRequest, ...]) -> npt.NDArray[np.int32]:
-    """int32 [B, max_blocks], rows padded with 0."""
-    tables = [item.request.block_table for item in scheduled]
+def _logits_rows(
+    scheduled: tuple[ScheduledRequest, ...], ends: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """int64 [R]; ends: [B] the row after each request's last."""
+    counts = [len(item.draft_token_ids) + 1 for item in scheduled if item.samples]
+    last = ends[[item.samples for item in scheduled]] - 1
+    before = np.cumsum(counts, dtype=np.int64)  # rows of a request and of those before it
+    return np.arange(sum(counts)) + np.repeat(last - before + 1, counts)
+
+
+def _pad_block_tables(
+    scheduled: tuple[ScheduledRequest, ...], index: int, group: LayerGroup, block_size: int
+) -> npt.NDArray[np.int32]:
+    """int32 [B, max_blocks] of group `index`; 0 behind the table and outside the window."""
+    # Freed blocks lie outside the window, and only what lies within is copied.
+    tables = [cast(list[int], item.request.block_tables[index]) for item in scheduled]
     padded = np.zeros((len(tables), max(map(len, tables))), dtype=np.int32)
-    for row, table in zip(padded, tables, strict=True):
-        row[: len(table)] = table
+    for row, table, item in zip(padded, tables, scheduled, strict=True):
+        if group.window is None:
+            row[: len(table)] = table
+            continue
+        first = group.first_block(item.start, block_size)
+        num_sink_blocks = min(first, group.num_sink_blocks(block_size))
+        row[:num_sink_blocks] = table[:num_sink_blocks]
+        row[first : len(table)] = table[first:]
     return padded

@@ -1,71 +1,41 @@
-"""The loop, one step at a time: schedule, run the model, record.
+"""The loop, one step at a time: schedule, move blocks, run the model, record.
 
-Knows nothing about text, clocks, threads or who calls it; to be called from one thread at a time.
+Knows nothing about text, threads or who calls it; to be called from one thread at a time.
 Law: what a request generates depends on its prompt, parameters and seed, not on what runs beside
-it, on chunk sizes or on preemptions (to the rounding of the kernels for different batch shapes).
+it, on chunk sizes, on preemptions or on what is cached (to the rounding of the kernels for
+different batch shapes).
+Speculation changes no greedy token and no distribution; see `SpeculationConfig.draft_sampling` for
+what a seed gives.
 """
 
 import secrets
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import replace
 
 from llmopt.engine.block_pool import BlockPool
-from llmopt.engine.kv_cache import allocate_kv_cache, choose_num_blocks, kv_block_bytes
-from llmopt.engine.model_runner import DecoderModel, ModelRunner
-from llmopt.engine.request import Request, SamplingParams, StepOutput
-from llmopt.engine.scheduler import Scheduler
+from llmopt.engine.block_space import BlockSpace
+from llmopt.engine.config import EngineConfig
+from llmopt.engine.kv_cache import PagedKV
+from llmopt.engine.kv_plan import KVPlan, plan_kv
+from llmopt.engine.model_runner import DecoderModel, ModelRunner, StepResult
+from llmopt.engine.policies import make_policy
+from llmopt.engine.request import Request, StepOutput
+from llmopt.engine.sampling_params import SamplingParams
+from llmopt.engine.scheduler import Scheduler, SchedulerOutput
+from llmopt.engine.snapshot import EngineSnapshot, StageTimes
+from llmopt.engine.speculation.make import make_speculator
+from llmopt.engine.stats import EngineStats
+from llmopt.engine.structured import GrammarCompiler
 from llmopt.errors import UsageError
+from llmopt.layers.rejection_sampler import Draft
+from llmopt.layers.token_logprobs import TokenLogprobs
+from llmopt.models.tokenizer import Tokenizer
 
+__all__ = ["Engine", "EngineConfig", "EngineStats"]
 
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """Limits of the runtime.
-
-    Args:
-        block_size: tokens per cache block.
-        num_blocks: size of the cache; None derives it from `kv_memory_bytes`.
-        kv_memory_bytes: memory for the cache; None takes a share of what is free.
-        max_num_batched_tokens: token budget of one step; longer prompts are computed in chunks.
-        max_num_seqs: most requests in one step.
-        max_model_len: most tokens of one request, prompt included; None is the model's own limit.
-
-    Raises:
-        UsageError: a value is below 1.
-    """
-
-    block_size: int = 16
-    num_blocks: int | None = None
-    kv_memory_bytes: int | None = None
-    max_num_batched_tokens: int = 512
-    max_num_seqs: int = 64
-    max_model_len: int | None = None
-
-    def __post_init__(self) -> None:
-        limits = {
-            "block_size": self.block_size,
-            "num_blocks": self.num_blocks,
-            "kv_memory_bytes": self.kv_memory_bytes,
-            "max_num_batched_tokens": self.max_num_batched_tokens,
-            "max_num_seqs": self.max_num_seqs,
-            "max_model_len": self.max_model_len,
-        }
-        for name, value in limits.items():
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}", "Give a whole number of at least 1.")
-
-
-@dataclass(slots=True)
-class EngineStats:
-    """Counters since the engine was made.
-
-    `num_scheduled_tokens` counts computed tokens, recomputed ones again.
-    """
-
-    num_steps: int = 0
-    num_scheduled_tokens: int = 0
-    num_generated_tokens: int = 0
-    num_preemptions: int = 0
-    peak_used_blocks: int = 0
+_NUM_SEEDS = 2**64
 
 
 class Engine:
@@ -76,6 +46,7 @@ class Engine:
         config: limits; the defaults if left out.
         eos_token_ids: tokens that end a sequence; None takes those of the model's config. A
             tokenizer often knows more of them.
+        tokenizer: for outputs that have to match something; they are refused without it.
 
     Raises:
         UsageError: `max_model_len` is beyond the model's.
@@ -88,36 +59,41 @@ class Engine:
         config: EngineConfig | None = None,
         *,
         eos_token_ids: Sequence[int] | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         config = config or EngineConfig()
         if eos_token_ids is None:
             eos_token_ids = model.config.eos_token_ids
         self.eos_token_ids = tuple(i for i in eos_token_ids if 0 <= i < model.config.vocab_size)
         self.model = model
-        self.max_model_len = _limit_model_len(config.max_model_len, model.config.max_model_len)
-        self.block_bytes = kv_block_bytes(model.config, config.block_size, model.dtype)
-        num_blocks = choose_num_blocks(
-            block_bytes=self.block_bytes,
-            block_size=config.block_size,
-            max_num_seqs=config.max_num_seqs,
-            max_model_len=self.max_model_len,
-            num_blocks=config.num_blocks,
-            kv_memory_bytes=config.kv_memory_bytes,
-            device=model.device,
+        self.speculator, config = make_speculator(model, config)
+        self.plan = plan_kv(model.config, config, model.dtype, model.device)
+        self.max_model_len = self.plan.max_model_len
+        self.kv = PagedKV(
+            self.plan.groups,
+            self.plan.num_blocks,
+            self.plan.layout,
+            model.device,
+            self.plan.num_host_blocks,
         )
-        kv_cache = allocate_kv_cache(
-            model.config, num_blocks, config.block_size, model.dtype, model.device
+        self.scheduler = _make_scheduler(config, self.plan)
+        grammars = None
+        if tokenizer is not None:
+            grammars = GrammarCompiler(
+                tokenizer,
+                vocab_size=model.config.vocab_size,
+                eos_token_ids=self.eos_token_ids,
+            )
+        self.runner = ModelRunner(
+            model, self.kv.layers, config.block_size, self.plan.groups, grammars
         )
-        self.block_pool = BlockPool(num_blocks)
-        self.scheduler = Scheduler(
-            self.block_pool,
-            block_size=config.block_size,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            max_model_len=self.max_model_len,
-        )
-        self.runner = ModelRunner(model, kv_cache, config.block_size)
         self.stats = EngineStats()
+        self.times = StageTimes()
+
+    @property
+    def block_pool(self) -> BlockPool:
+        """The blocks of the first layer group, that which sees most; often the only one."""
+        return self.scheduler.blocks.groups[0].pool
 
     def add_request(
         self,
@@ -125,11 +101,20 @@ class Engine:
         prompt_token_ids: Sequence[int],
         params: SamplingParams,
         arrival_s: float = 0.0,
-    ) -> None:
-        """Queue a request.
+        *,
+        cache_salt: str = "",
+    ) -> tuple[str, ...]:
+        """Queue a request; several samples of one prompt compute it once.
+
+        Sample i draws from the seed of the parameters + i; an id of its own is `request_id/i`.
+
+        Returns:
+            The ids under which outputs come: `request_id`, or one for each sample.
 
         Raises:
-            UsageError: an empty prompt, a token outside the vocabulary, or an id in use.
+            UsageError: an empty prompt, a token outside the vocabulary, an id in use, or what the
+                output has to match is malformed.
+            MissingDependencyError: an output has to match something and llguidance is missing.
             EngineError: the request could never be served; says what would fit.
         """
         vocab_size = self.model.config.vocab_size
@@ -137,8 +122,11 @@ class Engine:
             raise UsageError("the prompt is empty", "Give at least one token.")
         _check_tokens("the prompt", prompt_token_ids, vocab_size)
         _check_tokens("stop_token_ids", params.stop_token_ids, vocab_size)
-        request = Request(
-            request_id=request_id,
+        _check_tokens("logit_bias", tuple(params.logit_bias), vocab_size)
+        self.runner.chooser.check(params)
+        n = params.num_samples
+        first = Request(
+            request_id=request_id if n == 1 else f"{request_id}/0",
             token_ids=list(prompt_token_ids),
             num_prompt_tokens=len(prompt_token_ids),
             params=params,
@@ -146,8 +134,15 @@ class Engine:
             seed=secrets.randbits(64) if params.seed is None else params.seed,
             eos_token_ids=self.eos_token_ids,
             arrival_s=arrival_s,
+            priority=params.priority,
+            cache_salt=cache_salt,
         )
-        self.scheduler.add(request)
+        samples = [first, *(_fork(first, f"{request_id}/{i}", i) for i in range(1, n))]
+        for sample in samples:
+            self.scheduler.check_unused(sample.request_id)
+        for sample in samples:
+            self.scheduler.add(sample)
+        return tuple(sample.request_id for sample in samples)
 
     def step(self) -> list[StepOutput]:
         """Compute one step; return what it added to the requests that got a token.
@@ -155,20 +150,55 @@ class Engine:
         Raises:
             EngineError: the model computed logits that are not finite numbers.
         """
-        if not self.scheduler.has_unfinished():
+        scheduler = self.scheduler
+        if not scheduler.has_unfinished():
             return []
-        scheduled = self.scheduler.schedule()
-        stats = self.stats
-        stats.num_steps += 1
-        stats.num_scheduled_tokens += scheduled.num_scheduled_tokens
-        stats.num_preemptions += scheduled.num_preemptions
-        stats.peak_used_blocks = max(stats.peak_used_blocks, self.block_pool.num_used_blocks)
-        step_outputs = self.scheduler.update(scheduled, self.runner.run(scheduled))
-        stats.num_generated_tokens += len(step_outputs)
+        started = time.perf_counter()
+        speculator = self.speculator
+        drafts: dict[str, Draft] = {}
+        if speculator is not None:
+            drafts = speculator.propose(scheduler.running, scheduler.max_num_batched_tokens)
+        drafted = time.perf_counter()
+        output = scheduler.schedule({name: draft.token_ids for name, draft in drafts.items()})
+        self.stats.count_step(output, scheduler.running, scheduler.blocks, self.max_model_len)
+        self.kv.move(output)
+        scheduled = time.perf_counter()
+        result = self.runner.run(output, drafts)
+        computed = time.perf_counter()
+        sampled = result.token_ids
+        if speculator is not None:
+            speculator.record(output, sampled)
+        step_outputs = scheduler.update(output, sampled)
+        if speculator is not None:
+            speculator.forget_finished(step_outputs)
+        self.stats.num_accepted_tokens += sum(map(len, sampled)) - len(sampled)
+        self.stats.num_generated_tokens += sum(len(out.token_ids) for out in step_outputs)
+        step_outputs = _add_logprobs(step_outputs, output, result)
+        times = self.times
+        times.draft_s += drafted - started
+        times.schedule_s += scheduled - drafted
+        times.forward_s += result.forward_s
+        times.sample_s += result.sample_s
+        times.update_s += time.perf_counter() - computed
         return step_outputs
+
+    def snapshot(self) -> EngineSnapshot:
+        """The engine between two steps; from another thread, while one goes on, nearly so."""
+        pools = [group.pool for group in self.scheduler.blocks.groups]
+        return EngineSnapshot(
+            num_waiting=len(self.scheduler.waiting),
+            num_running=len(self.scheduler.running),
+            num_used_blocks=sum(pool.num_used_blocks for pool in pools),
+            num_blocks=sum(pool.num_blocks for pool in pools),
+            stats=replace(self.stats),
+            times=replace(self.times),
+            speculation=None if self.speculator is None else deepcopy(self.speculator.stats),
+        )
 
     def abort(self, request_id: str) -> bool:
         """Drop a request and free its blocks; False if there is no such unfinished request."""
+        if self.speculator is not None:
+            self.speculator.forget(request_id)
         return self.scheduler.abort(request_id)
 
     def has_unfinished(self) -> bool:
@@ -176,15 +206,63 @@ class Engine:
         return self.scheduler.has_unfinished()
 
 
-def _limit_model_len(asked: int | None, model_len: int) -> int:
-    if asked is None:
-        return model_len
-    if asked > model_len:
-        raise UsageError(
-            f"max_model_len is {asked} and the model's limit is {model_len}",
-            f"Give at most {model_len}, or leave it out.",
+def _make_scheduler(config: EngineConfig, plan: KVPlan) -> Scheduler:
+    blocks = BlockSpace(
+        plan.groups,
+        plan.num_blocks,
+        block_size=config.block_size,
+        max_chunk=config.max_chunk,
+        num_host_blocks=plan.num_host_blocks,
+        prefix_caching=config.prefix_caching,
+    )
+    return Scheduler(
+        blocks,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_model_len=plan.max_model_len,
+        max_prefill_chunk=config.max_prefill_chunk,
+        policy=make_policy(config.policy, config.priority_aging_steps),
+        preemption=config.preemption,
+    )
+
+
+def _fork(first: Request, request_id: str, number: int) -> Request:
+    """Another sample of the prompt of `first`."""
+    return replace(
+        first,
+        request_id=request_id,
+        token_ids=list(first.token_ids),
+        seed=(first.seed + number) % _NUM_SEEDS,
+        parent=first,
+        block_keys=[],
+        prompt_logprobs=[],
+    )
+
+
+def _add_logprobs(
+    step_outputs: list[StepOutput], output: SchedulerOutput, result: StepResult
+) -> list[StepOutput]:
+    """The outputs of a step with the log-probabilities that were asked for.
+
+    Those of a prompt go with the first token behind it.
+    """
+    asked = any(item.request.params.prompt_logprobs is not None for item in output.scheduled)
+    if not asked and not result.logprobs:
+        return step_outputs
+    requests = {item.request.request_id: item.request for item in output.scheduled}
+    for request_id, logprobs in result.prompt_logprobs.items():
+        requests[request_id].prompt_logprobs += logprobs
+    changed = []
+    for out in step_outputs:
+        own = result.logprobs.get(out.request_id, ())[: len(out.token_ids)]
+        request = requests[out.request_id]
+        of_prompt: tuple[TokenLogprobs, ...] = ()
+        if request.num_output_tokens == len(out.token_ids):
+            of_prompt = tuple(request.prompt_logprobs)
+        changed.append(
+            replace(out, logprobs=own, prompt_logprobs=of_prompt) if own or of_prompt else out
         )
-    return asked
+    return changed
 
 
 def _check_tokens(name: str, token_ids: Sequence[int], vocab_size: int) -> None:

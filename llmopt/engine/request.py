@@ -5,79 +5,16 @@ Law: `0 <= num_computed_tokens < num_tokens` while a request is unfinished, and 
 never taken back, whatever happens to the blocks.
 """
 
-import math
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
 
-from llmopt.errors import UsageError
+from llmopt.engine.prefix_cache import BlockKey
+from llmopt.engine.sampling_params import SamplingParams
+from llmopt.layers.token_logprobs import TokenLogprobs
 
 FinishReason = Literal["stop", "length", "abort"]
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How to choose and when to stop the tokens of one request.
-
-    Args:
-        max_tokens: most tokens to generate; clipped to what fits in the model's length.
-        min_tokens: end-of-sequence and stop tokens are impossible before this many tokens.
-        temperature: 0 is greedy; otherwise logits are divided by it.
-        top_k: keep the k most likely tokens (after temperature); None keeps all.
-        top_p: then keep the smallest set of most likely tokens whose probability reaches top_p.
-        seed: the random stream; None draws a fresh one per request.
-        ignore_eos: end-of-sequence tokens of the model do not stop the request.
-        stop_token_ids: further tokens that stop it; they stop it even under `ignore_eos`.
-
-    Raises:
-        UsageError: a value is out of its range.
-    """
-
-    max_tokens: int = 128
-    min_tokens: int = 0
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    seed: int | None = None
-    ignore_eos: bool = False
-    stop_token_ids: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        def require(holds: bool, name: str, value: object, remedy: str) -> None:
-            if not holds:
-                raise UsageError(f"{name} is {value}", remedy)
-
-        require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "Give at least 1.")
-        require(
-            0 <= self.min_tokens <= self.max_tokens,
-            "min_tokens",
-            self.min_tokens,
-            f"Give a number from 0 to max_tokens ({self.max_tokens}).",
-        )
-        require(
-            math.isfinite(self.temperature) and self.temperature >= 0,
-            "temperature",
-            self.temperature,
-            "Give 0 for greedy decoding or a positive number.",
-        )
-        require(
-            self.top_k is None or self.top_k >= 1,
-            "top_k",
-            self.top_k,
-            "Give at least 1, or leave it out to keep all tokens.",
-        )
-        require(
-            0 < self.top_p <= 1,
-            "top_p",
-            self.top_p,
-            "Give a number above 0 and at most 1; 1 keeps all tokens.",
-        )
-        require(
-            self.seed is None or 0 <= self.seed < 2**64,
-            "seed",
-            self.seed,
-            "Give a whole number from 0 to 2**64 - 1, or leave it out for a random one.",
-        )
+BlockTable = list[int | None]  # None: a block outside the window, freed
 
 
 class RequestStatus(Enum):
@@ -94,9 +31,15 @@ class Request:
 
     `token_ids` is the prompt followed by everything generated:
 
-        [0, num_computed_tokens)            keys and values are in the blocks of `block_table`
+        [0, num_computed_tokens)            keys and values are in the blocks of `block_tables`
         [num_computed_tokens, num_tokens)   to be computed
         [num_prompt_tokens, num_tokens)     generated
+
+    Block tables are one per layer group, and all of one length. `host_tables` name blocks in host
+    memory while the request is swapped out. Requests of smaller `priority` numbers go first where
+    the policy asks for it. Only requests of one `cache_salt` share cached prefixes. `parent` is a
+    request with the same prompt, whose blocks this one shares. `prompt_logprobs` are those computed
+    so far.
     """
 
     request_id: str
@@ -111,7 +54,16 @@ class Request:
     finish_reason: FinishReason | None = None
     num_computed_tokens: int = 0
     num_preemptions: int = 0
-    block_table: list[int] = field(default_factory=list)
+    priority: int = 0
+    cache_salt: str = ""
+    parent: "Request | None" = field(default=None, repr=False)
+    rank: tuple[int, int] = (0, 0)
+    num_prefix_hit_tokens: int = 0
+    num_registered_blocks: int = 0
+    block_tables: tuple[BlockTable, ...] = ()
+    host_tables: tuple[BlockTable, ...] = ()
+    block_keys: list[BlockKey] = field(default_factory=list, repr=False)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list, repr=False)
 
     @property
     def num_tokens(self) -> int:
@@ -145,6 +97,18 @@ class Request:
             return self.params.stop_token_ids
         return self.eos_token_ids + self.params.stop_token_ids
 
+    @property
+    def lacks_prompt_logprobs(self) -> bool:
+        """Whether the log-probabilities of its prompt are still to be computed.
+
+        Those of samples that share a prompt are computed with the first of them.
+        """
+        return (
+            self.params.prompt_logprobs is not None
+            and self.parent is None
+            and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
+        )
+
     def append(self, token_id: int) -> FinishReason | None:
         """Add one generated token; return why the request ends with it, or None."""
         assert self.status is not RequestStatus.FINISHED, "a finished request grows no more"
@@ -159,22 +123,15 @@ class Request:
 class StepOutput:
     """What one engine step added to one request; the last one carries the finish reason.
 
-    A token that stopped the request is part of `token_ids`.
+    A token that stopped the request is part of `token_ids`. `num_prefix_hit_tokens` of the prompt
+    were found in the prefix cache. `logprobs` has one for each token, and `prompt_logprobs`, with
+    the first output, one for each token of the prompt behind its first, where they were asked for.
     """
 
     request_id: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     num_preemptions: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class RequestOutput:
-    """A request with all that was generated for it; `text` leaves special tokens out."""
-
-    request_id: str
-    prompt_token_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason | None
-    num_preemptions: int
-    text: str
+    num_prefix_hit_tokens: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()

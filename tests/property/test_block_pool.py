@@ -12,8 +12,14 @@ class BlockPoolMachine(RuleBasedStateMachine):
 
     @initialize(num_blocks=st.integers(1, 12))
     def make_pool(self, num_blocks: int) -> None:
-        self.pool = BlockPool(num_blocks)
+        self.pool = BlockPool(num_blocks, self.evict)
+        self.kept: set[int] = set()
+        self.idle: list[int] = []  # the block freed longest ago first
         self.tables: list[list[int]] = []
+
+    def evict(self, block_id: int) -> None:
+        assert block_id == self.idle.pop(0)
+        self.kept.remove(block_id)
 
     @rule(num_blocks=st.integers(0, 6))
     def allocate(self, num_blocks: int) -> None:
@@ -38,13 +44,33 @@ class BlockPoolMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def free(self, data: st.DataObject) -> None:
         index = data.draw(st.integers(0, len(self.tables) - 1))
-        self.pool.free(self.tables.pop(index))
+        table = self.tables.pop(index)
+        held = {block_id for other in self.tables for block_id in other}
+        self.idle += [b for b in table if b in self.kept and b not in held]
+        self.pool.free(table)
+
+    @precondition(lambda self: any(self.tables))
+    @rule(data=st.data())
+    def keep(self, data: st.DataObject) -> None:
+        held = sorted({block_id for table in self.tables for block_id in table})
+        block_id = data.draw(st.sampled_from(held))
+        self.pool.keep(block_id)
+        self.kept.add(block_id)
+
+    @precondition(lambda self: self.idle)
+    @rule(data=st.data())
+    def wake(self, data: st.DataObject) -> None:
+        block_id = data.draw(st.sampled_from(self.idle))
+        self.idle.remove(block_id)
+        self.pool.ref([block_id])
+        self.tables.append([block_id])
 
     @invariant()
     def counts_are_exact(self) -> None:
         self.pool.check_invariants()
         holders = [block_id for table in self.tables for block_id in table]
         assert self.pool.num_used_blocks == len(set(holders))
+        assert self.pool.num_idle_blocks == len(self.idle)
         assert self.pool.num_free_blocks + self.pool.num_used_blocks == self.pool.num_blocks
         for block_id in range(self.pool.num_blocks):
             assert self.pool.ref_count(block_id) == holders.count(block_id)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from llmopt.engine.engine import Engine, EngineConfig
-from llmopt.engine.request import SamplingParams, StepOutput
+from llmopt.engine.request import StepOutput
+from llmopt.engine.sampling_params import SamplingParams
 from llmopt.models.decoder import Decoder
 from llmopt.models.loader import load_model
 

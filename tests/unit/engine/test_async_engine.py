@@ -9,7 +9,8 @@ import pytest
 
 from llmopt.engine.async_engine import AsyncEngine
 from llmopt.engine.engine import Engine
-from llmopt.engine.request import SamplingParams, StepOutput
+from llmopt.engine.request import StepOutput
+from llmopt.engine.sampling_params import SamplingParams
 from llmopt.errors import EngineError, UsageError
 
 MakeEngine = Callable[..., Engine]

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from llmopt.engine.engine import Engine, EngineConfig
-from llmopt.engine.request import SamplingParams, StepOutput
+from llmopt.engine.request import StepOutput
+from llmopt.engine.sampling_params import SamplingParams
 from llmopt.errors import EngineError, UsageError
 from llmopt.models.decoder import Decoder
 

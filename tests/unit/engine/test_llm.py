@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from llmopt.engine.engine import Engine
 from llmopt.engine.llm import LLM
-from llmopt.engine.request import SamplingParams, StepOutput
+from llmopt.engine.request import StepOutput
+from llmopt.engine.sampling_params import SamplingParams
 from llmopt.errors import EngineError, LLMOptError, UsageError
 
 PARAMS = SamplingParams(max_tokens=10, ignore_eos=True)
@@ -64,6 +65,76 @@ def test_streaming_gives_the_same_tokens_as_they_come(llm: LLM) -> None:
     assert [tuple(ids) for ids in streamed] == [o.token_ids for o in llm.generate(prompts, PARAMS)]
 
 
+def test_deltas_of_text_are_the_text(llm: LLM) -> None:
+    run = llm.begin([[5], [6, 7]], replace(PARAMS, n=2, temperature=1.0, seed=1))
+    texts = {(prompt, sample): "" for prompt in (0, 1) for sample in (0, 1)}
+    for prompt, delta in run:
+        texts[prompt, delta.index] += delta.text
+    for prompt, output in enumerate(run.outputs()):
+        assert [texts[prompt, i] for i in (0, 1)] == [one.text for one in output.completions]
+    assert len(set(texts.values())) == 4
+
+
+def test_a_stop_string_ends_a_text_and_its_computation(llm: LLM) -> None:
+    (full,) = llm.generate([[5]], PARAMS)
+    words = full.text.split()
+    assert words[3] not in " ".join(words[:3])
+    before = llm.engine.stats.num_generated_tokens
+    (output,) = llm.generate([[5]], replace(PARAMS, stop=(f" {words[6]}", words[3])))
+    assert output.text == " ".join(words[:3]) + " "
+    completion = output.completions[0]
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", words[3])
+    assert completion.token_ids == full.token_ids[:4]
+    assert llm.engine.stats.num_generated_tokens - before == 4
+    assert llm.engine.block_pool.num_used_blocks == 0
+
+
+def test_samples_of_a_prompt_are_requests_of_their_own_with_seeds_that_count_up(llm: LLM) -> None:
+    hot = replace(PARAMS, temperature=1.0, seed=3)
+    (output,) = llm.generate([[5, 6]], replace(hot, n=3))
+    alone = [llm.generate([[5, 6]], replace(hot, seed=3 + i))[0] for i in range(3)]
+    assert [one.token_ids for one in output.completions] == [one.token_ids for one in alone]
+    assert [one.index for one in output.completions] == [0, 1, 2]
+    assert output.text == output.completions[0].text
+
+
+def test_best_of_gives_the_likeliest_first(llm: LLM) -> None:
+    hot = replace(PARAMS, temperature=1.5, seed=3)
+    (all_five,) = llm.generate([[5, 6]], replace(hot, n=5, logprobs=0))
+    (best,) = llm.generate([[5, 6]], replace(hot, n=2, best_of=5))
+    means = {}
+    for one in all_five.completions:
+        assert one.logprobs is not None
+        assert one.mean_logprob is not None
+        means[one.index] = one.mean_logprob
+        assert one.cumulative_logprob == pytest.approx(sum(t.logprob for t in one.logprobs))
+    ranking = sorted(means, key=lambda index: -means[index])
+    assert ranking[:2] != [0, 1]
+    assert [one.index for one in best.completions] == ranking[:2]
+    assert [one.logprobs for one in best.completions] == [None, None]
+    (shown,) = llm.generate([[5, 6]], replace(hot, n=2, best_of=5, logprobs=1))
+    assert [one.mean_logprob for one in shown.completions] == pytest.approx(
+        [means[index] for index in ranking[:2]]
+    )
+
+
+def test_log_probabilities_of_prompts_only_where_they_were_asked_for(llm: LLM) -> None:
+    asked, plain = llm.generate(
+        [[5, 6, 7], [5, 6, 7]], [replace(PARAMS, prompt_logprobs=1), PARAMS]
+    )
+    assert asked.prompt_logprobs is not None
+    assert [one.token_id for one in asked.prompt_logprobs] == [6, 7]
+    assert plain.prompt_logprobs is None
+    (single,) = llm.generate([[5]], replace(PARAMS, prompt_logprobs=1))
+    assert single.prompt_logprobs == ()
+
+
+def test_speculation_is_chosen_by_name_and_changes_nothing(model_path: Path, llm: LLM) -> None:
+    guessing = LLM(model_path, num_blocks=64, speculation="self-quantized:8")
+    assert guessing.generate([[5]], PARAMS)[0].token_ids == llm.generate([[5]], PARAMS)[0].token_ids
+    assert guessing.engine.stats.num_accepted_tokens > 0
+
+
 def test_leaving_a_stream_leaves_nothing_queued(llm: LLM) -> None:
     stream = llm.stream([[5], [6]], PARAMS)
     next(stream)
@@ -97,11 +168,11 @@ def test_an_interrupt_leaves_nothing_queued(llm: LLM, monkeypatch: pytest.Monkey
     run_model = llm.engine.runner.run
     calls: list[object] = []
 
-    def interrupt(output: Any) -> list[int]:
+    def interrupt(output: Any, drafts: Any) -> Any:
         calls.append(output)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return run_model(output)
+        return run_model(output, drafts)
 
     monkeypatch.setattr(llm.engine.runner, "run", interrupt)
     with pytest.raises(KeyboardInterrupt):

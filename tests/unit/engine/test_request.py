@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from llmopt.engine.request import Request, RequestStatus, SamplingParams
+from llmopt.engine.request import Request, RequestStatus
+from llmopt.engine.sampling_params import SamplingParams
 from llmopt.errors import UsageError
 
 

@@ -5,12 +5,14 @@ from typing import Annotated
 import typer
 
 from llmopt import __version__
+from llmopt.cli.audit import audit
 from llmopt.cli.backend import app as backend
 from llmopt.cli.bench import bench
 from llmopt.cli.doctor import doctor
 from llmopt.cli.evaluate import evaluate
 from llmopt.cli.generate import generate
 from llmopt.cli.quantize import quantize
+from llmopt.cli.recipes import recipes
 from llmopt.cli.report import report
 
 app = typer.Typer(
@@ -24,7 +26,9 @@ app.command()(quantize)
 app.command()(generate)
 app.command("eval")(evaluate)
 app.command()(bench)
+app.command()(recipes)
 app.command()(report)
+app.command()(audit)
 app.command()(doctor)
 app.add_typer(backend, name="backend")
 

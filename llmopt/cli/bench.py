@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 if TYPE_CHECKING:
-    from llmopt.recipe.schema import Dtype, Load
+    from llmopt.recipe.load import Rule
+    from llmopt.recipe.schema import Dtype, Recipe
+
+WHEN = "When requests come"
+WHAT = "What they ask"
+HOW = "What serves them"
 
 
 def bench(
+    context: typer.Context,
     targets: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(help="A recipe (.yaml), or models: directories, GGUF files, ids."),
-    ],
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Directory for result files.")] = Path(
         "llmopt-results"
     ),
@@ -28,61 +34,203 @@ def bench(
     dtype: Annotated[
         str, typer.Option(help="Of all targets' activations: auto, float32, bfloat16, float16.")
     ] = "auto",
-    concurrency: Annotated[str, typer.Option(help="Requests in flight, such as 1,8.")] = "1,8",
-    requests: Annotated[
-        int | None, typer.Option(help="Requests per run; the larger of 4 and 2 x concurrency.")
+    load: Annotated[
+        str | None,
+        typer.Option(
+            help="When requests come: closed, constant, poisson, gamma, burst, ramp or trace.",
+            rich_help_panel=WHEN,
+        ),
     ] = None,
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens per prompt.")] = 128,
-    output_tokens: Annotated[int, typer.Option(help="Tokens generated per request.")] = 64,
+    concurrency: Annotated[
+        str,
+        typer.Option(help="Requests in flight, or served at a time: 1,8.", rich_help_panel=WHEN),
+    ] = "1,8",
+    requests: Annotated[
+        int | None,
+        typer.Option(
+            help="Requests per run; the larger of 4 and 2 x concurrency, 100 in an open loop.",
+            rich_help_panel=WHEN,
+        ),
+    ] = None,
+    duration: Annotated[
+        float | None,
+        typer.Option(help="Seconds of arrivals, in place of --requests.", rich_help_panel=WHEN),
+    ] = None,
+    rate: Annotated[
+        str | None,
+        typer.Option(
+            help="Requests per second, such as 1,2,4: an open loop.", rich_help_panel=WHEN
+        ),
+    ] = None,
+    start_rate: Annotated[
+        float | None, typer.Option(help="Where a ramp to --rate begins.", rich_help_panel=WHEN)
+    ] = None,
+    ramp_steps: Annotated[
+        int | None, typer.Option(help="Steps of the ramp; steady if absent.", rich_help_panel=WHEN)
+    ] = None,
+    burstiness: Annotated[
+        float | None,
+        typer.Option(
+            help="Shape of gamma gaps; 1 is poisson, less in bursts.", rich_help_panel=WHEN
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            help="Replay: Azure's CSV, Mooncake's JSONL, a result file.", rich_help_panel=WHEN
+        ),
+    ] = None,
+    time_scale: Annotated[
+        float,
+        typer.Option(help="Of a trace's times: 0.1 is ten times as fast.", rich_help_panel=WHEN),
+    ] = 1.0,
+    slo: Annotated[
+        str | None,
+        typer.Option(
+            help="Bounds such as ttft_p95<500ms,tpot_p95<50ms; without --rate, the highest rate"
+            " that keeps them is searched.",
+            rich_help_panel=WHEN,
+        ),
+    ] = None,
+    prompt_tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="128 (as if absent), 64-256, 200~100 (mean~deviation), or a table of lengths;"
+            " with a limit: 200~100<1024. Of a trace: <512.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    output_tokens: Annotated[
+        str | None,
+        typer.Option(help="The same for outputs; 64 if absent.", rich_help_panel=WHAT),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help='JSONL with your own prompts: {"prompt": ...}.', rich_help_panel=WHAT),
+    ] = None,
+    random_tokens: Annotated[
+        bool, typer.Option(help="Prompts of random tokens, not of text.", rich_help_panel=WHAT)
+    ] = False,
+    distinct_prompts: Annotated[
+        int | None,
+        typer.Option(help="Draw from so many prompts; all differ if absent.", rich_help_panel=WHAT),
+    ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            help="Shared beginnings: groups x tokens, such as 4x256.", rich_help_panel=WHAT
+        ),
+    ] = None,
+    turns: Annotated[
+        int, typer.Option(help="Requests per conversation.", rich_help_panel=WHAT)
+    ] = 1,
+    think: Annotated[
+        float, typer.Option(help="Seconds between its turns.", rich_help_panel=WHAT)
+    ] = 0.0,
+    dummy_weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONFIG[@SCHEME]",
+            help="Random weights for a config.json or a model's, such as config.json@w4g128;"
+            " repeat for more. Their quality is n/a.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="Settings of the engine for all targets, as in a recipe:"
+            ' "kv_dtype: int8, speculation: ngram".',
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Interleaved runs per cell.")] = 3,
     quality: Annotated[
         bool, typer.Option(help="Measure the quality loss against the base.")
     ] = True,
     text: Annotated[str, typer.Option(help="Quality text: a file, or `bundled`.")] = "bundled",
     seed: Annotated[int, typer.Option(help="Chooses the prompts.")] = 0,
+    price_per_hour: Annotated[
+        float | None, typer.Option(help="Of the machine: gives the cost of a million tokens.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Measure quality and speed of several models or methods side by side.
 
-    Writes one result file per cell and prints the table. An interrupted run goes on where it
-    stopped when the same command is given again. A cell that fails is a row that says why; the
-    others go on, and the exit code is 1.
+    Writes one result file per cell and prints the table. The same command goes on where an
+    interrupted run stopped. A cell that fails is a row that says why, and the exit code is 1.
 
     Examples:
 
         llmopt bench recipes/demo.yaml --out my-results
 
-        llmopt bench recipes/methods-smollm2.yaml --out my-methods
-
         llmopt bench ./smollm2-w4 ./smollm2-w8 --base smollm2-135m --concurrency 1,4,16
-    """
-    from llmopt.bench.quantization import quantization_problems
-    from llmopt.bench.sweep import run_recipe
-    from llmopt.cli.progress import StageProgress
-    from llmopt.hardware.cache import cache_directory
-    from llmopt.recipe.load import load_recipe, recipe_from_targets
-    from llmopt.recipe.schema import Quality
-    from llmopt.report.render import render
-    from llmopt.results.store import read_results
 
+        llmopt bench smollm2-135m --rate 0.5,1,2 --prompt-tokens 200~150<512 --requests 50
+
+        llmopt bench smollm2-135m --slo "ttft_p95<2s,tpot_p95<200ms"
+
+        llmopt bench --dummy-weights config.json --dummy-weights config.json@w4g128
+    """
+    from llmopt.cli.bench_loads import LoadOptions, loads_of_options
+    from llmopt.recipe.load import load_recipe, read_engine, recipe_from_targets
+    from llmopt.recipe.schema import Quality
+
+    targets = [*(targets or ()), *(f"dummy:{config}" for config in dummy_weights or ())]
     if len(targets) == 1 and Path(targets[0]).suffix in (".yaml", ".yml"):
-        recipe = load_recipe(targets[0], quantization_problems)
+        _refuse_load_options(context)
+        recipe = load_recipe(targets[0], *_rules())
     else:
+        options = LoadOptions(
+            kind=load,
+            concurrency=concurrency,
+            requests=requests,
+            duration_s=duration,
+            rate=rate,
+            start_rate=start_rate,
+            num_steps=ramp_steps,
+            burstiness=burstiness,
+            trace=trace,
+            time_scale=time_scale,
+            slo=slo,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            prompts=prompts,
+            random_tokens=random_tokens,
+            distinct_prompts=distinct_prompts,
+            prefix=prefix,
+            turns=turns,
+            think_s=think,
+        )
         recipe = recipe_from_targets(
             targets,
-            _loads(concurrency, requests, prompt_tokens, output_tokens),
+            loads_of_options(options),
+            price_per_hour=price_per_hour,
+            rules=_rules(),
+            engine=None if engine is None else read_engine("--engine", engine),
             base=base,
             dtype=_dtype(dtype),
             repeats=repeats,
             seed=seed,
             quality=Quality(text) if quality else None,
         )
+    _measure(recipe, out, work, device, as_json=json)
+
+
+def _measure(recipe: "Recipe", out: Path, work: Path | None, device: str, *, as_json: bool) -> None:
+    """Run the recipe and print its table; exit code 1 when a cell failed."""
+    from llmopt.bench.sweep import run_recipe
+    from llmopt.cli.progress import StageProgress
+    from llmopt.hardware.cache import cache_directory
+    from llmopt.report.render import render
+    from llmopt.results.store import read_results
+
     with StageProgress() as progress:
         checkpoints = work or cache_directory() / "checkpoints"
         paths = run_recipe(recipe, out, checkpoints, progress, device=device)
     results, errors = read_results(paths)
-    render(results, errors, "json" if json else "terminal", sys.stdout)
+    render(results, errors, "json" if as_json else "terminal", sys.stdout)
     typer.echo(f"{len(paths)} result files in {out}", err=True)
     failed = sum(result.error is not None for result in results)
     if failed:
@@ -90,21 +238,28 @@ def bench(
         raise typer.Exit(1)
 
 
-def _loads(
-    concurrency: str, requests: int | None, prompt_tokens: int, output_tokens: int
-) -> list["Load"]:
-    from llmopt.errors import UsageError
-    from llmopt.recipe.schema import Load
+def _rules() -> "tuple[Rule, ...]":
+    """What a recipe must keep in the view of those who measure it."""
+    from llmopt.bench.dummy import dummy_problems
+    from llmopt.bench.engine_settings import engine_problems
+    from llmopt.bench.quantization import quantization_problems
+    from llmopt.bench.slo import slo_problems
 
-    try:
-        levels = [int(part) for part in concurrency.split(",")]
-    except ValueError as error:
-        raise UsageError(
-            f"--concurrency is {concurrency!r}", "Give whole numbers with commas, such as 1,8."
-        ) from error
-    return [
-        Load(level, requests or max(4, 2 * level), prompt_tokens, output_tokens) for level in levels
-    ]
+    return quantization_problems, dummy_problems, engine_problems, slo_problems
+
+
+def _refuse_load_options(context: typer.Context) -> None:
+    """A recipe says what it measures: an option that says otherwise would be ignored."""
+    from llmopt.errors import UsageError
+
+    for parameter in context.command.params:
+        panel = getattr(parameter, "rich_help_panel", None)
+        source = context.get_parameter_source(parameter.name or "")
+        if panel in (WHEN, WHAT, HOW) and source is not None and source.name == "COMMANDLINE":
+            raise UsageError(
+                f"{parameter.opts[0]} was given, and a recipe says that itself",
+                "Change the recipe, or name models in its place.",
+            )
 
 
 def _dtype(name: str) -> "Dtype":

@@ -13,7 +13,7 @@ import psutil
 from llmopt import __version__
 from llmopt.cli.reproduction import Origin
 from llmopt.engine.llm import LLM
-from llmopt.engine.request import SamplingParams
+from llmopt.engine.sampling_params import SamplingParams
 from llmopt.errors import CheckpointError, EngineError, QuantizationError, UsageError
 from llmopt.formats.checkpoint import read_json
 from llmopt.formats.portability import Verdict, check_portability

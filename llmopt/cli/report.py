@@ -36,6 +36,14 @@ def report(
         Path | None,
         typer.Option(help="Draw quality loss against throughput, or bits, into this file."),
     ] = None,
+    tool: Annotated[
+        str | None,
+        typer.Option("--as", help="Print the runs as vllm, guidellm, aiperf or mlperf defines."),
+    ] = None,
+    price_per_hour: Annotated[
+        float | None,
+        typer.Option(min=0, help="Price of the machine, for the cost of a million tokens."),
+    ] = None,
 ) -> None:
     """Show result files as tables: size, quality loss, latency, throughput, speed-up; of results
     without a load what quantizing took.
@@ -49,6 +57,8 @@ def report(
         llmopt report results/demo --into README.md
 
         llmopt report results/methods-smollm2 --into README.md --place methods-smollm2
+
+        llmopt report results/demo --as vllm
     """
     from llmopt.cli.output import open_output
     from llmopt.report.embed import embed_in_file
@@ -56,6 +66,16 @@ def report(
     from llmopt.results.store import read_results
 
     found, errors = read_results(results)
+    if price_per_hour is not None:
+        from llmopt.report.priced import priced
+
+        found = [priced(result, price_per_hour) for result in found]
+    if tool is not None:
+        from llmopt.report.restated import restated
+
+        with open_output(out) as stream:
+            stream.write(restated(found, tool))
+        return
     if into is not None:
         text = io.StringIO()
         picture = render(found, errors, "markdown", text, plot=png)

@@ -7,7 +7,7 @@ tokens. The idea: text sampled from the model covers what it knows (arXiv 2305.1
 from collections.abc import Callable
 
 from llmopt.engine.llm import LLM
-from llmopt.engine.request import SamplingParams
+from llmopt.engine.sampling_params import SamplingParams
 from llmopt.errors import UsageError
 
 

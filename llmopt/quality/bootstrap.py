@@ -35,6 +35,11 @@ def ratio_interval(
     Expanded percentile interval (Hesterberg, "What Teachers Should Know About the Bootstrap",
     2015, section 4.3): plain percentiles of few windows are too narrow by sqrt((W-1)/W) and by
     the normal quantile standing in for Student's, so the percentiles are moved outwards to match.
+
+    Coverage of nominal 95 % intervals in simulations of token KL divergences, heavy-tailed and
+    correlated, with a coefficient of variation of windows of 0.26 and a skewness of 1.1 (SmolLM2 in
+    bfloat16, windows of 512: 0.11 and 0.2): 92.9 % of 8 windows, 94.0 of 16, 94.7 of 32, 94.3 of
+    64. Of windows far more skewed (3.5): 90 % of 8, 91 to 93 % of 16 to 64.
     """
     num_windows = len(numerators)
     assert num_windows >= 2, "one window has no spread"
@@ -65,11 +70,11 @@ def _resample(
 def _expanded_tail(tail: float, num_windows: int) -> float:
     """Tail probability whose percentile is as wide as Student's interval of the same windows."""
     normal = NormalDist()
-    quantile = _student_quantile(1 - tail, num_windows - 1)
+    quantile = student_quantile(1 - tail, num_windows - 1)
     return normal.cdf(-math.sqrt(num_windows / (num_windows - 1)) * quantile)
 
 
-def _student_quantile(probability: float, degrees: int) -> float:
+def student_quantile(probability: float, degrees: int) -> float:
     """Quantile of Student's t distribution (Abramowitz and Stegun 1964, 26.7.5).
 
     The expansion in 1 / degrees is within 0.1 % from 6 degrees of freedom on at 95 %. Below that

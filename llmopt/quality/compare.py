@@ -1,63 +1,144 @@
-"""A model on disk against its base on disk: load both, then measure.
+"""A model on disk against its base on disk: open both, score, judge by the noise floor.
 
 Knows nothing about terminals. The law it keeps: both are read with the same tokenizer, or the
 comparison is refused.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from llmopt.errors import UsageError
-from llmopt.formats.weights import scheme
-from llmopt.models.loader import load_model, open_checkpoint
+from llmopt.formats.weights import Checkpoint, scheme
+from llmopt.models.loader import ModelLoader, open_checkpoint
 from llmopt.models.tokenizer import load_tokenizer
-from llmopt.quality.logits import DEFAULT_CACHE_BYTES, BaseLogits
-from llmopt.quality.measure import OnWindow, measure_quality
+from llmopt.quality.base_cache import DiskLogits, base_cache_directory, base_cache_key
+from llmopt.quality.base_logits import KeptLogits
+from llmopt.quality.noise import NoiseScores, measure_noise, noise_dtype
 from llmopt.quality.options import QualityOptions
-from llmopt.quality.text import EvaluationWindows, load_windows
+from llmopt.quality.scores import OnWindow, score_windows
+from llmopt.quality.source import DeferredLogits, LogitSource
+from llmopt.quality.stopping import precision_goal
+from llmopt.quality.summary import summarize
+from llmopt.quality.text import load_windows
+from llmopt.quality.windows import EvaluationWindows
+from llmopt.quantize.identity import source_name
 from llmopt.results.schema import QualityRecord
+
+
+@dataclass(frozen=True, slots=True)
+class BaseOptions:
+    """How the base is run. cache: keep its log-probabilities on disk; noise: measure the floor"""
+
+    name: str
+    dtype: str = "float32"  # of its activations
+    cache: bool = True
+    noise: bool = True
 
 
 def compare(
     model_path: Path,
     base_path: Path,
     options: QualityOptions,
+    base_options: BaseOptions,
     *,
-    base_name: str,
     dtype: str = "auto",
-    base_dtype: str = "float32",
     device: str = "cpu",
-    max_cache_bytes: int = DEFAULT_CACHE_BYTES,
     on_window: OnWindow | None = None,
+    on_noise_window: OnWindow | None = None,
+    on_remark: Callable[[str], None] | None = None,
 ) -> QualityRecord:
     """Measure what the model at `model_path` lost against the base at `base_path`.
 
-    `base_name` names the base in the record. The dtypes are those that the activations are
-    computed in; "auto" is the checkpoint's. Raises UsageError when the two cannot be compared or
-    the text is unfit, and whatever loading raises (CheckpointError, ModelError).
+    dtype: of the target's activations; "auto" is the checkpoint's. `on_noise_window` hears of the
+    windows of the noise run, which comes last; `on_remark` of a cache that could not be used.
+    Raises UsageError when the two cannot be compared or the text is unfit, and whatever loading
+    raises (CheckpointError, ModelError).
     """
     windows = load_windows(load_tokenizer(base_path), options)
-    _check_tokenizer(model_path, base_path, windows, options)
-    base_model = load_model(base_path, dtype=base_dtype, device=device)
-    base = BaseLogits(
-        base_model,
+    check_tokenizer(model_path, base_path, windows, options)
+    base = open_base(base_path, base_options, device=device)
+    scores = score_windows(
+        open_model(model_path, source_name(model_path), dtype=dtype, device=device),
+        base,
         windows,
-        name=base_name,
-        scheme=scheme(open_checkpoint(base_path), base_model.dtype),
-        max_cache_bytes=max_cache_bytes,
+        on_window=on_window,
+        until=precision_goal(options),
     )
-    target = load_model(model_path, dtype=dtype, device=device)
-    return measure_quality(target, base, options, on_window)
+    noise = None
+    if base_options.noise:
+        noise = _measure_noise(
+            base_path, base_options, device, base, scores.windows, on_noise_window
+        )
+    record = summarize(scores, options, base_name=base.name, base_scheme=base.scheme, noise=noise)
+    if not isinstance(base, DiskLogits):
+        return record
+    if base.remark is not None and on_remark is not None:
+        on_remark(base.remark)
+    return replace(record, base_cache_error=base.error)
 
 
-def _check_tokenizer(
+def open_model(path: Path, name: str, *, dtype: str, device: str) -> DeferredLogits:
+    """A model on disk that is loaded once its logits are asked for. Raises as `ModelLoader`."""
+    reader = open_checkpoint(path)
+    return _deferred(reader, ModelLoader(reader, dtype=dtype, device=device), name)
+
+
+def open_base(path: Path, options: BaseOptions, *, device: str) -> KeptLogits | DiskLogits:
+    """The base, whose logits are computed once: kept on disk, or in memory while they fit."""
+    reader = open_checkpoint(path)
+    loader = ModelLoader(reader, dtype=options.dtype, device=device)
+    source = _deferred(reader, loader, options.name)
+    if not options.cache:
+        return KeptLogits(source)
+    key = base_cache_key(reader, dtype=loader.dtype, device=loader.device)
+    return DiskLogits(source, base_cache_directory() / key)
+
+
+def open_noise(path: Path, options: BaseOptions, *, device: str) -> DeferredLogits | None:
+    """The base in the 16-bit dtype that it is served in; None if `options` run it in 16 bits."""
+    reader = open_checkpoint(path)
+    served = ModelLoader(reader, dtype="auto", device=device).dtype
+    compute = ModelLoader(reader, dtype=options.dtype, device=device).dtype
+    chosen = noise_dtype(_dtype_name(served), _dtype_name(compute))
+    if chosen is None:
+        return None
+    return open_model(path, options.name, dtype=chosen, device=device)
+
+
+def check_tokenizer(
     model_path: Path, base_path: Path, windows: EvaluationWindows, options: QualityOptions
 ) -> None:
     """Refuse a model whose own tokenizer reads the text as other tokens than the base's."""
     own = load_windows(load_tokenizer(model_path), options)
-    if not torch.equal(own.token_ids, windows.token_ids):
+    if not own.has_tokens_of(windows):
         raise UsageError(
             f"the tokenizers of {model_path} and {base_path} read the same text as other tokens",
             "Compare a model with the one that it was made from.",
         )
+
+
+def _deferred(reader: Checkpoint, loader: ModelLoader, name: str) -> DeferredLogits:
+    return DeferredLogits(
+        loader.model, loader.config, name=name, scheme=scheme(reader, loader.dtype)
+    )
+
+
+def _measure_noise(
+    path: Path,
+    options: BaseOptions,
+    device: str,
+    base: LogitSource,
+    windows: EvaluationWindows,
+    on_window: OnWindow | None,
+) -> NoiseScores | None:
+    source = open_noise(path, options, device=device)
+    if source is None:
+        return None
+    return measure_noise(source, base, windows, on_window=on_window)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -21,6 +21,7 @@ class TokenStatistics:
     same_top1: Tensor  # bool, both put the same token first
     base_log_prob: Tensor  # float64, log-probability of the token that really follows
     target_log_prob: Tensor  # float64
+    base_confidence: Tensor  # float64, probability of the base's most likely token
 
     @property
     def is_finite(self) -> bool:
@@ -61,6 +62,7 @@ def concatenate(parts: list[TokenStatistics]) -> TokenStatistics:
         same_top1=torch.cat([part.same_top1 for part in parts]),
         base_log_prob=torch.cat([part.base_log_prob for part in parts]),
         target_log_prob=torch.cat([part.target_log_prob for part in parts]),
+        base_confidence=torch.cat([part.base_confidence for part in parts]),
     )
 
 
@@ -82,6 +84,7 @@ def _compare_rows(base: Tensor, target: Tensor, next_tokens: Tensor) -> TokenSta
         same_top1=same_top1.cpu(),
         base_log_prob=base_log_prob.cpu(),
         target_log_prob=target_log_prob.cpu(),
+        base_confidence=base_sum.reciprocal().cpu(),
     )
 
 

@@ -7,13 +7,15 @@ there can tell from the notes how every column was defined, and which rows not t
 from collections.abc import Iterable, Iterator, Sequence
 
 from llmopt.errors import ResultError
-from llmopt.report.columns import three_digits
+from llmopt.report.columns import OWN_ENGINE, kld_interval_text, load_text, three_digits
+from llmopt.report.engine_notes import engine_notes
 from llmopt.report.rows import Row
 from llmopt.results.schema import (
     Ceilings,
     CellResult,
     Environment,
     LoadSpec,
+    NoiseFloor,
     QualityRecord,
 )
 
@@ -24,6 +26,12 @@ _QUALITY_DEFINITION = (
     "confidence interval; top-1: how often both have the same most likely token; PPL ratio: "
     "perplexity of the target / of the base."
 )
+VERDICT_DEFINITION = (
+    "vs noise: KLD and perplexity against the noise floor, which is what rounding in 16 bits alone "
+    "does to the base. '= base': the KLD is not above that of the noise, within the interval of "
+    "their ratio; '3.5x': it is 3.5 times that, and the perplexity is no worse than noise "
+    "explains; 'worse': it is above it, and so is the loss in perplexity."
+)
 SPEED_DEFINITIONS = (
     "size: bytes of the checkpoint's weight files; bits/weight: bits of all their tensors / number "
     "of parameters, so embeddings, scales and zeros are included.",
@@ -32,7 +40,7 @@ SPEED_DEFINITIONS = (
     "(last token - first token) / (tokens - 1), so the first token is excluded. Both are p50 over "
     "all requests of all runs.",
     "tok/s (output_throughput): output tokens / duration of the whole run, median of the runs; "
-    "speed-up: its ratio to the base at the same load.",
+    "speed-up: its ratio to the base at the same load, median of the pairs of runs.",
 )
 QUALITY_DEFINITIONS = (
     "linear bits: stored bits of all linear layers in the decoder blocks, with scales, zero points "
@@ -55,13 +63,18 @@ def make_notes(
     notes += [f"not read: {error}" for error in errors]
     if num_superseded:
         notes.append(f"{num_superseded} older results of the same cells are not shown.")
-    notes += filter(None, (_spread_note(row) for row in rows))
+    for note in (_spread_note, _slo_note):
+        notes += filter(None, map(note, rows))
+    notes += _cost_notes(rows)
+    notes += engine_notes(results, rows, _name)
     definitions: list[str] = []
     if any(row.load is not None for row in rows):
         definitions += SPEED_DEFINITIONS
     if any(row.load is None for row in rows):
         definitions += QUALITY_DEFINITIONS
     notes += _distinct(definitions)
+    floors = _distinct(_noise_note(row.quality.noise) for row in rows if row.quality)
+    notes += [VERDICT_DEFINITION, *floors] if floors else []
     notes += _distinct(_ceilings_note(r.ceilings) for r in results if r.ceilings)
     several = len({row.recipe for row in rows}) > 1
     of = {recipe: f"{recipe}: " if several else "" for recipe in (row.recipe for row in rows)}
@@ -83,7 +96,9 @@ def _problem_note(row: Row) -> str:
 def _name(row: Row) -> str:
     if row.load is None:
         return row.target
-    return f"{row.target} at concurrency {row.load.concurrency}"
+    if row.load.kind == "closed":
+        return f"{row.target} at concurrency {row.load.concurrency}"
+    return f"{row.target} at {load_text(row.load)}"
 
 
 def _spread_note(row: Row) -> str | None:
@@ -110,12 +125,25 @@ def _ceilings_note(ceilings: Ceilings) -> str:
     )
 
 
+def _noise_note(noise: NoiseFloor | None) -> str | None:
+    if noise is None:
+        return None
+    low, high = noise.ppl_ratio_ci
+    return (
+        f"The noise floor is the base in {noise.scheme}: KLD "
+        f"{kld_interval_text(noise.kld_mean, noise.kld_mean_ci)}, PPL ratio "
+        f"{noise.ppl_ratio:.4f} [{low:.4f}, {high:.4f}]."
+    )
+
+
 def _quality_note(quality: QualityRecord) -> str:
+    source = "" if quality.source == OWN_ENGINE else f", log-probabilities of {quality.source}"
     return (
         f"Quality against {quality.base_name} ({quality.base_scheme}, perplexity "
         f"{three_digits(quality.base_ppl)}) on {quality.text_name} "
-        f"(sha256 {quality.text_sha256[:8]}): {quality.protocol}; {quality.num_tokens} positions; "
-        f"{100 * quality.confidence:g} % intervals."
+        f"(sha256 {quality.text_sha256[:8]}), protocol {quality.protocol_name}: "
+        f"{quality.protocol}; {quality.num_tokens} positions; "
+        f"{100 * quality.confidence:g} % intervals{source}."
     )
 
 
@@ -135,11 +163,45 @@ def _quantization_notes(row: Row) -> Iterator[str]:
 
 
 def _load_note(load: LoadSpec, num_runs: int) -> str:
+    shape = f"closed loop of {load.num_requests} requests, {load.concurrency} in flight"
+    if load.kind != "closed":
+        rate = "" if load.rate is None else f" at {load.rate:.3g} requests/s"
+        shape = f"open loop ({load.kind}) of {load.num_requests} requests{rate}"
+    mean = "" if load.workload is None else " on average"
     return (
-        f"Load: {load.kind} loop of {load.num_requests} requests, {load.concurrency} in flight, "
-        f"{load.prompt_tokens} prompt and {load.output_tokens} output tokens each; "
-        f"{num_runs} runs."
+        f"Load: {shape}, {load.prompt_tokens} prompt and {load.output_tokens} output tokens "
+        f"each{mean}; {num_runs} runs."
     )
+
+
+def _slo_note(row: Row) -> str | None:
+    """Goodput, and whether the SLO holds."""
+    goodput = row.speed.summary.goodput if row.speed else None
+    if goodput is None or row.load is None:
+        return None
+    terms = ", ".join(
+        f"{term.metric}{'' if term.percent is None else f' p{term.percent:g}'} "
+        f"<= {term.limit_ms:g} ms"
+        for term in row.load.slo
+    )
+    return (
+        f"{_name(row)} {'keeps' if goodput.met else 'misses'} the SLO ({terms}): goodput "
+        f"{three_digits(goodput.requests_per_s)} requests/s, {100 * goodput.share:.1f} % of all."
+    )
+
+
+def _cost_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """Energy and cost of all rows, where a counter or a price was there."""
+    for title, name in (
+        ("Energy per output token, J", "joules_per_token"),
+        ("Cost of a million output tokens, in the unit of the price", "cost_per_million_tokens"),
+    ):
+        values = [(row, getattr(row.speed.summary, name)) for row in rows if row.speed]
+        known = [
+            f"{_name(row)} {three_digits(value)}" for row, value in values if value is not None
+        ]
+        if known:
+            yield f"{title}: {', '.join(known)}."
 
 
 def _software_note(environment: Environment) -> str:

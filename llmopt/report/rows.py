@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
+from llmopt.bench.latencies import ttft_s
+from llmopt.bench.statistics import paired_ratio
+from llmopt.report.engine_figures import EngineFigures, engine_figures
 from llmopt.results.schema import (
     CellResult,
+    Interval,
     LoadSpec,
     ModelFacts,
     QualityRecord,
@@ -21,7 +25,10 @@ from llmopt.results.schema import (
 
 Status = Literal["ok", "invalid", "failed"]
 
-_BaseKey = tuple[str, str, str, int, int, int]
+_LoadKey = tuple[int, int, int, str, float]
+_BaseKey = tuple[str, str, str, _LoadKey]
+_Ratio = tuple[float | None, Interval | None]
+_UNKNOWN: _Ratio = (None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +39,12 @@ class Speed:
     output_throughput: float  # tokens per second, median of the runs
     output_throughput_min: float
     output_throughput_max: float
-    speedup: float | None  # ratio of the medians of output throughput, this / base
-    tpot_speedup: float | None  # ratio of the medians of TPOT, base / this
+    speedup: float | None  # ratio of output throughput, this / base; see `_ratio`
+    tpot_speedup: float | None  # ratio of TPOT, base / this
+    speedup_ci: Interval | None = None  # 95 %, from pairs of runs
+    tpot_speedup_ci: Interval | None = None
+    ttft_speedup: float | None = None  # ratio of the runs' median TTFT, base / this
+    ttft_speedup_ci: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,7 @@ class Row:
     quantization: QuantizationRecord | None
     speed: Speed | None
     created_at: str
+    engine: EngineFigures | None = None
 
 
 def newest(results: Iterable[CellResult]) -> list[CellResult]:
@@ -75,7 +87,7 @@ def newest(results: Iterable[CellResult]) -> list[CellResult]:
 def make_rows(results: Sequence[CellResult]) -> list[Row]:
     """Return one row per result, in the given order (see `newest`)."""
     bases = {
-        _base_key(result): result.summary
+        _base_key(result): result
         for result in results
         if result.target == result.base_target and _problem(result) is None
     }
@@ -88,14 +100,14 @@ def machine(result: CellResult) -> str:
     return f"{environment.device} ({environment.cores} cores, {environment.num_threads} threads)"
 
 
-def _row(result: CellResult, base: Summary | None) -> Row:
+def _row(result: CellResult, base: CellResult | None) -> Row:
     problem = _problem(result)
     status: Status = "ok"
     speed = None
     if problem is not None:
         status = "failed" if result.summary is None else "invalid"
     elif result.summary is not None:
-        speed = _speed(result.summary, base)
+        speed = _speed(result, result.summary, base)
     return Row(
         recipe=result.recipe_name,
         machine=machine(result),
@@ -111,6 +123,7 @@ def _row(result: CellResult, base: Summary | None) -> Row:
         quantization=result.quantization,
         speed=speed,
         created_at=result.created_at,
+        engine=engine_figures(result) if status == "ok" else None,
     )
 
 
@@ -127,36 +140,59 @@ def _problem(result: CellResult) -> str | None:
     return "; ".join(failed) or None
 
 
-def _speed(summary: Summary, base: Summary | None) -> Speed:
+def _speed(result: CellResult, summary: Summary, base: CellResult | None) -> Speed:
     runs = summary.run_output_throughput
+    reference = None if base is None else base.summary
+    speedup = tpot = ttft = _UNKNOWN
+    if base is not None and reference is not None:
+        speedup = _ratio(runs, reference.run_output_throughput)
+        tpot = _ratio(reference.run_tpot_ms, summary.run_tpot_ms)
+        ttft = _ratio(_run_ttfts(base), _run_ttfts(result))
     return Speed(
         summary=summary,
         output_throughput=median(runs),
         output_throughput_min=min(runs),
         output_throughput_max=max(runs),
-        speedup=_ratio(runs, base.run_output_throughput) if base else None,
-        tpot_speedup=_ratio(base.run_tpot_ms, summary.run_tpot_ms) if base else None,
+        speedup=speedup[0],
+        tpot_speedup=tpot[0],
+        speedup_ci=speedup[1],
+        tpot_speedup_ci=tpot[1],
+        ttft_speedup=ttft[0],
+        ttft_speedup_ci=ttft[1],
     )
 
 
-def _ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float | None:
-    if not numerators or not denominators or median(denominators) == 0:
-        return None
-    return median(numerators) / median(denominators)
+def _run_ttfts(result: CellResult) -> list[float]:
+    """The median TTFT of each run, in seconds; runs without any are left out."""
+    found = [[ttft_s(request) for request in run.requests] for run in result.runs]
+    known = [[value for value in run if value is not None] for run in found]
+    return [median(run) for run in known if run]
+
+
+def _ratio(numerators: Sequence[float], denominators: Sequence[float]) -> _Ratio:
+    """Pair by pair where both have the same runs, which took turns; else of the medians."""
+    if not numerators or not denominators or min(*numerators, *denominators) <= 0:
+        return _UNKNOWN
+    if len(numerators) == len(denominators):
+        return paired_ratio(numerators, denominators)
+    return median(numerators) / median(denominators), None
 
 
 def _base_key(result: CellResult) -> _BaseKey:
-    return (machine(result), result.recipe_name, result.backend.name, *_lengths(result.load))
+    return (machine(result), result.recipe_name, result.backend.name, _load_key(result.load))
 
 
-def _lengths(load: LoadSpec | None) -> tuple[int, int, int]:
-    return (0, 0, 0) if load is None else (load.concurrency, load.prompt_tokens, load.output_tokens)
+def _load_key(load: LoadSpec | None) -> _LoadKey:
+    if load is None:
+        return (0, 0, 0, "", 0.0)
+    shape = (load.concurrency, load.prompt_tokens, load.output_tokens)
+    return (*shape, load.kind, load.rate or 0.0)
 
 
-def _order(result: CellResult) -> tuple[int, int, int, int, str]:
+def _order(result: CellResult) -> tuple[_LoadKey, int, str]:
     names = [result.base_target, *_target_names(result.recipe)]
     position = names.index(result.target) if result.target in names else len(names)
-    return (*_lengths(result.load), position, result.target)
+    return (_load_key(result.load), position, result.target)
 
 
 def _target_names(recipe: dict[str, object]) -> list[object]:

@@ -19,7 +19,7 @@ from llmopt.cli.proof_view import print_proofs, with_proof
 from llmopt.cli.quantize_proof import PROMPT, Proof, Prover, generate
 from llmopt.cli.reproduction import Origin
 from llmopt.engine.llm import LLM
-from llmopt.engine.request import SamplingParams
+from llmopt.engine.sampling_params import SamplingParams
 from llmopt.errors import QuantizationError
 from llmopt.formats.gguf import GgufCheckpoint
 from llmopt.quantize.calibration import CalibrationData
@@ -145,9 +145,12 @@ def test_what_cannot_be_tried_is_said(source, tokens, tmp_path, monkeypatch, tin
 def test_a_model_that_says_nothing_is_refused(made, monkeypatch):
     out, _, _ = made
     real = LLM.generate
-    monkeypatch.setattr(
-        LLM, "generate", lambda *args: [replace(o, token_ids=()) for o in real(*args)]
-    )
+
+    def say_nothing(*args):
+        (output,) = real(*args)
+        return [replace(output, completions=(replace(output.completions[0], token_ids=()),))]
+
+    monkeypatch.setattr(LLM, "generate", say_nothing)
     with pytest.raises(QuantizationError, match="generates nothing"):
         generate(out / "nf4")
 

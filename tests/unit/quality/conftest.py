@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from llmopt.models.config import LayerAttention, ModelConfig, Rope
-from llmopt.quality.text import EvaluationWindows
+from llmopt.quality.source import ModelLogits
+from llmopt.quality.windows import EvaluationWindows, Window
 from llmopt_kernels.paged_attention.metadata import AttentionMetadata
 
 
@@ -75,10 +76,31 @@ def make_model() -> Callable[..., FakeModel]:
 
 
 @pytest.fixture
+def make_source(make_model: Callable[..., FakeModel]) -> Callable[..., ModelLogits]:
+    def make(name: str = "tiny", scheme: str = "fp32", **settings: object) -> ModelLogits:
+        return ModelLogits(make_model(**settings), name=name, scheme=scheme)
+
+    return make
+
+
+@pytest.fixture
 def make_windows() -> Callable[..., EvaluationWindows]:
-    def make(num_windows: int = 6, window: int = 20, vocab_size: int = 50) -> EvaluationWindows:
+    def make(
+        num_windows: int = 6,
+        window: int = 20,
+        vocab_size: int = 50,
+        num_scored: tuple[int, ...] = (),
+        num_words: int | None = None,
+    ) -> EvaluationWindows:
+        """Random windows; `num_scored`: of each, absent all that can be."""
         generator = torch.Generator().manual_seed(1)
         token_ids = torch.randint(0, vocab_size, (num_windows, window), generator=generator)
-        return EvaluationWindows(token_ids, "sample.txt", "0" * 64, "some windows")
+        counts = num_scored or (window - 1,) * num_windows
+        windows = [
+            Window(row, count, 3 * count) for row, count in zip(token_ids, counts, strict=True)
+        ]
+        return EvaluationWindows(
+            tuple(windows), "sample.txt", "0" * 64, "windows", "some windows", num_words
+        )
 
     return make

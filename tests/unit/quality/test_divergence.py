@@ -42,6 +42,9 @@ def test_equals_float64_by_scipy(num_rows, vocab_size, scale, offset, chunk_elem
         statistics.same_top1, base.numpy().argmax(axis=1) == target.numpy().argmax(axis=1)
     )
     np.testing.assert_allclose(
+        statistics.base_confidence, np.exp(base_log_prob).max(axis=1), rtol=1e-5
+    )
+    np.testing.assert_allclose(
         statistics.base_log_prob, base_log_prob[rows, tokens], rtol=1e-6, atol=2e-5
     )
     np.testing.assert_allclose(

@@ -9,15 +9,18 @@ from llmopt.results.schema import (
     Ceilings,
     CellResult,
     CostModel,
+    DeltaP,
     Environment,
     LoadSpec,
     ModelFacts,
+    NoiseFloor,
     Percentiles,
     QualityRecord,
     QuantizationRecord,
     RunRecord,
     Summary,
     ValidityCheck,
+    Verdict,
 )
 
 NOTE = "Measured against the dequantized package weights, channels permuted."
@@ -77,6 +80,27 @@ def quality_record(target: str) -> QualityRecord:
         ppl_ratio=ratio,
         ppl_ratio_ci=(ratio - 0.02, ratio + 0.02),
     )
+
+
+def judge(result: CellResult) -> CellResult:
+    """The result with a noise floor of 0.0004 and the verdict that follows."""
+    quality = result.quality
+    if quality is None:
+        return result
+    noise = NoiseFloor("bf16", 0.0004, (0.00038, 0.00042), 1.0001, (0.9996, 1.0006))
+    times = quality.kld_mean / noise.kld_mean
+    label = "worse" if quality.ppl_ratio > 1.01 else "above noise"
+    verdict = Verdict(
+        "indistinguishable" if times < 1.1 else label,
+        times,
+        (0.9 * times, 1.1 * times),
+        "The evidence.",
+    )
+    change = DeltaP(-0.01, (-0.02, -0.005), 0.1, -0.5, -0.3, -0.1, -0.001, 0.1, 0.2, 0.4)
+    judged = replace(
+        quality, noise=noise, verdict=verdict, delta_p=change, kld_p90=0.9, bits_per_byte=1.25
+    )
+    return replace(result, quality=judged)
 
 
 def summary(throughput: float, concurrency: int) -> Summary:
@@ -145,6 +169,12 @@ def make_result() -> Callable[..., CellResult]:
 def demo_results() -> list[CellResult]:
     """The ten cells of the demo, in no useful order."""
     return [build(target, concurrency) for target in sorted(TARGETS) for concurrency in (8, 1)]
+
+
+@pytest.fixture
+def judged() -> Callable[[CellResult], CellResult]:
+    """Give a result a noise floor and a verdict, as newer sweeps do."""
+    return judge
 
 
 # name: bits per weight of the linear layers, KLD

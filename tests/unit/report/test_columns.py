@@ -5,13 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.report.columns import SPEED_COLUMNS, columns_of, kld_text, three_digits
+from llmopt.report.columns import columns_of, kld_text, three_digits, verdict_text
 from llmopt.report.rows import Row, make_rows
-from llmopt.results.schema import CellResult
+from llmopt.results.schema import CellResult, Verdict, VerdictLabel
+
+Judge = Callable[[CellResult], CellResult]
 
 
 def texts(row: Row) -> dict[str, str]:
-    return {column.header.replace("\n", " "): column.text(row) for column in SPEED_COLUMNS}
+    return {column.header.replace("\n", " "): column.text(row) for column in columns_of([row])}
 
 
 def test_a_row_as_text(make_result: Callable[..., CellResult]) -> None:
@@ -69,6 +71,72 @@ def test_a_method_that_failed_says_so(make_method: Callable[..., CellResult]) ->
     assert cells == ["nf4", "–", "–", "failed", "–", "–", "–", "–"]
 
 
+def test_verdicts_have_a_column_where_a_noise_floor_was_measured(
+    make_method: Callable[..., CellResult], judged: Judge
+) -> None:
+    old = make_method("nf4")
+    assert "vs\nnoise" not in [column.header for column in columns_of(make_rows([old]))]
+    base = make_method("int8", target="fp32", quality=None)
+    rows = make_rows([base, judged(make_method("int8")), old])
+    (column,) = (column for column in columns_of(rows) if column.header == "vs\nnoise")
+    assert [column.text(row) for row in rows] == ["–", "worse", "–"]
+
+
+def test_beside_speed_the_verdict_takes_the_place_of_the_bits(
+    make_result: Callable[..., CellResult], judged: Judge
+) -> None:
+    bf16, w8, w4 = make_rows(
+        [judged(make_result(name)) for name in ("bf16", "gptq-w8g64", "gptq-w4g64")]
+    )
+    cells = texts(bf16)
+    assert "bits/ weight" not in cells
+    assert cells["vs noise"] == "= base"
+    assert texts(w8)["vs noise"] == "4.8x"
+    assert texts(w4)["vs noise"] == "worse"
+
+
+@pytest.mark.parametrize(
+    ("label", "times", "text"),
+    [
+        ("indistinguishable", 0.0, "= base"),
+        ("indistinguishable", 1.04, "= base"),
+        ("above noise", 1.14, "1.1x"),
+        ("above noise", 9.96, "10x"),
+        ("above noise", 312.4, "312x"),
+        ("worse", 312.4, "worse"),
+    ],
+)
+def test_a_verdict_is_six_characters_at_most(label: VerdictLabel, times: float, text: str) -> None:
+    assert verdict_text(Verdict(label, times, (times, times), "")) == text
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [
+        (0.99958, "1.000"),
+        (1.3124, "1.312"),
+        (9.99949, "9.999"),
+        (9.9996, "10.0"),
+        (24762.5, "24762"),
+        (3.2e7, "3e+07"),
+    ],
+)
+def test_a_perplexity_ratio_fits_its_column(
+    make_result: Callable[..., CellResult], ratio: float, text: str
+) -> None:
+    result = make_result("gptq-w4g64")
+    assert result.quality is not None
+    (row,) = make_rows([replace(result, quality=replace(result.quality, ppl_ratio=ratio))])
+    assert texts(row)["PPL ratio"] == text
+
+
+def test_a_lower_bound_says_so(make_result: Callable[..., CellResult]) -> None:
+    result = make_result("gptq-w4g64")
+    assert result.quality is not None
+    (row,) = make_rows([replace(result, quality=replace(result.quality, lower_bound=True))])
+    assert kld_text(row) == "≥0.294 [.273, .318]"
+
+
 def test_what_is_not_known_is_a_dash(make_result: Callable[..., CellResult]) -> None:
     result = make_result(summary=None, error="gone", model=None, quality=None)
     cells = texts(make_rows([result])[0])
@@ -81,12 +149,13 @@ def test_what_is_not_known_is_a_dash(make_result: Callable[..., CellResult]) -> 
 @pytest.mark.parametrize(
     ("mean", "low", "high", "text"),
     [
+        (10.594, 10.06, 11.125, "10.6 [10.1, 11.1]"),
         (1.2341, 1.1, 1.31, "1.234 [1.100, 1.310]"),
         (0.0651, 0.0612, 0.0689, "0.065 [.061, .069]"),
         (0.00171, 0.0016, 0.00183, "0.0017 [.0016, .0018]"),
         (0.000171, 0.00016, 0.000183, "0.00017 [.00016, .00018]"),
         (0.0, 0.0, 0.0, "<0.00001"),
-        (float("inf"), 1.0, float("inf"), "inf [1.000, inf]"),
+        (float("inf"), 1.0, float("inf"), "inf [1.0, inf]"),
     ],
 )
 def test_kld_has_the_digits_that_matter(

@@ -2,7 +2,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from llmopt.errors import ResultError
-from llmopt.report.notes import QUALITY_DEFINITIONS, SPEED_DEFINITIONS
+from llmopt.report.notes import QUALITY_DEFINITIONS, SPEED_DEFINITIONS, VERDICT_DEFINITION
 from llmopt.report.report import make_report
 from llmopt.results.schema import CellResult, ValidityCheck
 
@@ -16,7 +16,11 @@ def test_the_demo_is_explained(demo_results: list[CellResult]) -> None:
     assert "first token is excluded" in text
     assert "205 GFLOP/s in bfloat16, 98.3 GFLOP/s in float32; reads 11.4 GB/s" in text
     assert "Quality against smollm2-135m (fp32, perplexity 36.1) on evaluation.txt" in text
-    assert "windows of 512, all positions scored, first 16; 8176 positions; 95 % intervals" in text
+    assert (
+        "(sha256 abababab), protocol windows: windows of 512, all positions scored, first 16; "
+        "8176 positions; 95 % intervals."
+    ) in text
+    assert VERDICT_DEFINITION not in notes
     assert text.count("channels permuted") == 1
     assert "32 requests, 8 in flight, 128 prompt and 64 output tokens each; 3 runs" in text
     assert "git 0123456), torch 2.13.0" in text
@@ -66,6 +70,22 @@ def test_the_methods_are_explained(methods_results: list[CellResult]) -> None:
     assert "GFLOP/s" not in text
     assert text.count("Calibration: 32 windows of 512 tokens of bundled (sha256 cdcdcdcd).") == 1
     assert text.count("Shared by the schemes of a pass: 61.2 s.") == 1
+
+
+def test_the_noise_floor_is_told_once_with_its_figures(
+    methods_results: list[CellResult], judged: Callable[[CellResult], CellResult]
+) -> None:
+    notes = make_report([judged(result) for result in methods_results]).notes
+    assert notes.count(VERDICT_DEFINITION) == 1
+    floor = "The noise floor is the base in bf16: KLD 0.00040 [.00038, .00042], PPL ratio 1.0001"
+    assert [note for note in notes if floor in note] == [f"{floor} [0.9996, 1.0006]."]
+
+
+def test_whose_log_probabilities_they_are_is_told(make_result: MakeResult) -> None:
+    result = make_result()
+    assert result.quality is not None
+    theirs = replace(result, quality=replace(result.quality, source="llama.cpp"))
+    assert "intervals, log-probabilities of llama.cpp." in "\n".join(make_report([theirs]).notes)
 
 
 def test_a_method_that_failed_is_named(make_method: MakeResult) -> None:

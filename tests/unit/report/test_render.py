@@ -14,6 +14,7 @@ from llmopt.report.render import Format, render
 from llmopt.results.schema import CellResult
 
 MakeResult = Callable[..., CellResult]
+Judge = Callable[[CellResult], CellResult]
 
 
 class Terminal(io.StringIO):
@@ -36,6 +37,35 @@ def test_plain_text_fits_100_columns_and_cuts_nothing(demo_results: list[CellRes
     assert " ".join(line.split()) == cells
     assert "…" not in "".join(lines)
     assert "\x1b" not in "".join(lines)
+
+
+def test_verdicts_fit_100_columns_too(
+    demo_results: list[CellResult], methods_results: list[CellResult], judged: Judge
+) -> None:
+    for results in (demo_results, methods_results):
+        named = [
+            replace(judged(result), target=result.target.ljust(14, "x")[:14]) for result in results
+        ]
+        lines = rendered(named, "terminal").splitlines()
+        assert max(map(len, lines)) <= 100
+        assert "…" not in "".join(lines)
+        assert any(line.startswith("gptq-w8g64xxxx ") for line in lines)
+        assert any(" worse " in line for line in lines)
+
+
+def test_the_verdict_and_its_evidence_are_exported(make_result: MakeResult, judged: Judge) -> None:
+    text = rendered([judged(make_result("gptq-w8g64")), make_result("bf16")], "csv")
+    rows = {row["target"]: row for row in csv.DictReader(io.StringIO(text))}
+    row = rows["gptq-w8g64"]
+    assert row["verdict"] == "above noise"
+    assert float(row["times_noise"]) == pytest.approx(0.0019 / 0.0004)
+    assert float(row["times_noise_low"]) < float(row["times_noise"])
+    assert row["noise_scheme"] == "bf16"
+    assert row["noise_kld_mean_high"] == "0.00042"
+    assert row["delta_p_rms"] == "0.1"
+    assert row["protocol"] == "windows"
+    assert row["bits_per_byte"] == "1.25"
+    assert rows["bf16"]["verdict"] == rows["bf16"]["noise_kld_mean"] == ""
 
 
 def test_a_long_name_is_folded_not_cut(make_result: MakeResult) -> None:

@@ -1,0 +1,1 @@
+"""Multiple-choice and last-word tasks by log-likelihood, a model paired with its base."""

@@ -1,0 +1,55 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from llmopt.cli.app import app
+from llmopt.errors import UsageError
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    "option", [("--rate", "2"), ("--concurrency", "4"), ("--prefix", "4x8"), ("--slo", "ttft<1s")]
+)
+def test_a_load_beside_a_recipe_is_refused_not_ignored(option):
+    result = run("bench", RECIPES / "demo.yaml", *option)
+    assert isinstance(result.exception, UsageError)
+    assert f"{option[0]} was given" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--load", "closed", "--rate", "2"), "rate means nothing to a closed load"),
+        (("--slo", "ttft<2"), "'ttft<2' is no bound"),
+        (("--price-per-hour", "0", "--rate", "1"), "price_per_hour is 0"),
+    ],
+)
+def test_a_load_that_makes_no_sense_is_refused_before_anything_is_loaded(options, message):
+    result = run("bench", "no-such-model", *options)
+    assert isinstance(result.exception, UsageError)
+    assert message in str(result.exception)
+
+
+def test_the_recipes_are_listed():
+    listed = json.loads(run("recipes", RECIPES, "--json").stdout)
+    assert {"demo", "load-shapes"} <= {recipe["name"] for recipe in listed}
+    assert all(recipe["num_cells"] > 0 and recipe["problem"] is None for recipe in listed)
+    shown = run("recipes", RECIPES).stdout
+    assert "demo.yaml  10 cells, 2 loads" in shown
+    assert "what is lost, what is gained." in " ".join(shown.split())
+
+
+def test_the_schema_is_printed():
+    schema = json.loads(run("recipes", "--schema").stdout)
+    assert schema["title"] == "llmopt recipe"
+
+
+def test_a_directory_that_is_not_there_is_refused(tmp_path):
+    assert isinstance(run("recipes", tmp_path / "none").exception, UsageError)

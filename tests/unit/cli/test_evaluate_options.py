@@ -1,0 +1,110 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmopt.cli.evaluate_options import Evaluation, check, quality_options, runtime
+from llmopt.errors import UsageError
+from llmopt.quality.options import QualityOptions
+
+PLAIN = Evaluation(
+    model="m",
+    base="b",
+    text="bundled",
+    protocol="windows",
+    window=None,
+    num_windows=None,
+    until_ci=None,
+    divergence=True,
+    noise=True,
+    cache=True,
+    backend="llmopt",
+    dtype="auto",
+    base_dtype="float32",
+    device="cpu",
+    tasks=None,
+    requests=(),
+    limit=None,
+    greedy=False,
+    prompts=None,
+    atlas=False,
+    atlas_detail=False,
+    html=None,
+    out=None,
+    json=False,
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"base": None},
+        {"base": None, "backend": "llama.cpp"},
+        {"backend": "vllm:http://host:1"},
+        {"divergence": False, "greedy": True},
+        {"divergence": False, "requests": (Path("x.jsonl"),)},
+        {"until_ci": "5%"},
+    ],
+)
+def test_what_makes_sense_passes(changes: dict[str, Any]) -> None:
+    check(replace(PLAIN, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"divergence": False}, "there is nothing to measure"),
+        ({"base": None, "tasks": "piqa", "greedy": True}, "--tasks, --greedy compares with a base"),
+        ({"base": None, "atlas": True}, "--atlas compares with a base. Add --base"),
+        ({"backend": "llama.cpp", "atlas": True}, "--atlas needs the model in llmopt's own"),
+        ({"base": None, "backend": "vllm:http://host:1"}, "does not give its tokenizer"),
+        ({"base": None, "until_ci": "5%"}, "--until-ci is about the divergence"),
+        ({"backend": "vllm"}, "the backend is 'vllm'. Use llmopt, transformers"),
+        ({"backend": "llama.cpp:x"}, "the backend is 'llama.cpp:x'"),
+        ({"backend": "sglang"}, "the backend is 'sglang'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace(".", r"\.")):
+        check(replace(PLAIN, **changes))
+
+
+def test_a_server_is_a_runtime_with_a_url() -> None:
+    assert runtime("vllm:http://127.0.0.1:8000/v1") == ("vllm", "http://127.0.0.1:8000/v1")
+    assert runtime("transformers") == ("transformers", None)
+
+
+@pytest.mark.parametrize(
+    ("num_windows", "until_ci", "expected"),
+    [
+        (None, None, (16, None)),
+        ("all", None, (None, None)),
+        ("40", None, (40, None)),
+        (None, "5%", (None, 0.05)),
+        ("40", " 2.5 % ", (40, 0.025)),
+        ("all", "0.1", (None, 0.1)),
+    ],
+)
+def test_windows_and_the_interval_to_stop_at(
+    num_windows: str | None, until_ci: str | None, expected: tuple[int | None, float | None]
+) -> None:
+    options = quality_options(replace(PLAIN, num_windows=num_windows, until_ci=until_ci))
+    assert (options.num_windows, options.until_ci) == expected
+
+
+def test_without_options_they_are_the_defaults() -> None:
+    assert quality_options(PLAIN) == QualityOptions()
+
+
+@pytest.mark.parametrize("changes", [{"num_windows": "many"}, {"until_ci": "narrow"}])
+def test_what_is_no_number_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"is '(many|narrow)'"):
+        quality_options(replace(PLAIN, **changes))
+
+
+def test_names_of_tasks_are_parted_at_commas() -> None:
+    assert replace(PLAIN, tasks="piqa, arc_easy,").task_names == ["piqa", "arc_easy"]
+    assert not replace(PLAIN, tasks=" , ").has_tasks
+    assert replace(PLAIN, requests=(Path("x.jsonl"),)).has_tasks

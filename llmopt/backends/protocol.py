@@ -5,7 +5,7 @@ an event, so that all backends are timed by the same hand. The law: a stream yie
 token exactly once, in order, and raises when the request failed.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -24,17 +24,25 @@ class GenerationParams:
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """New tokens of one request, as they reached the client.
+    """New tokens of one request, as they reached the client; none, if a server sent an event
+    without any, such as the one that only names the role.
 
-    `finish_reason` is set on the last event only. `num_prompt_tokens` is the length of the prompt
-    as the backend counted it, where it says so: a backend that truncates in silence is found out by
-    it. `num_preemptions` counts how often the request has lost its cache so far.
+    `finish_reason` is set once, at the end. `num_prompt_tokens` is the length of the prompt as the
+    backend counted it, where it says so: a backend that truncates in silence is found out by it.
+    `num_preemptions` counts how often the request has lost its cache so far. `total_tokens` comes
+    at the end of a stream whose events did not say how many tokens each held, and were counted as
+    one token each: the backend's own count of them all.
     """
 
     num_tokens: int
     finish_reason: str | None = None
     num_prompt_tokens: int | None = None
     num_preemptions: int = 0
+    num_cached_tokens: int | None = None  # of the prompt, found in a cache
+    total_tokens: int | None = None
+    is_guess: bool = False  # one token was counted because the backend did not say how many
+    has_choice: bool = True  # False: it brings counts only, and is no part of the answer
+    server_timings_s: Mapping[str, float] | None = None  # what a server says of itself
 
 
 class Backend(Protocol):
@@ -72,7 +80,7 @@ class Backend(Protocol):
         ...
 
     def stream(
-        self, prompt_token_ids: Sequence[int], params: GenerationParams
+        self, prompt_token_ids: Sequence[int], params: GenerationParams, /
     ) -> AsyncGenerator[TokenEvent, None]:
         """Serve one request. Closing or cancelling the generator aborts the request."""
         ...

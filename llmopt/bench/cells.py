@@ -8,11 +8,15 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from llmopt.bench.metrics import summarize
+from llmopt.bench.failures import describe
+from llmopt.bench.metrics import summarize_cell
 from llmopt.bench.prepare import PreparedTarget
 from llmopt.bench.speed import backend_facts
 from llmopt.bench.validity import check_cell
+from llmopt.bench.workload_spec import LoadPlan, open_load
+from llmopt.errors import LLMOptError
 from llmopt.recipe.schema import Cell, Recipe, cell_document, to_document
+from llmopt.results.codec import to_json
 from llmopt.results.journal import fingerprint, load_partial, save_partial
 from llmopt.results.schema import (
     Ceilings,
@@ -25,8 +29,6 @@ from llmopt.results.schema import (
     QualityRecord,
     QuantizationRecord,
     RunRecord,
-    Summary,
-    ValidityCheck,
 )
 
 
@@ -35,7 +37,7 @@ class OpenCell:
     """One cell of a sweep that is under way. `error` set: nothing more is measured on it."""
 
     cell: Cell
-    load: LoadSpec | None  # None: only quality is measured
+    plan: LoadPlan | None = None  # None: only quality is measured
     fingerprint: str = ""
     runs: list[RunRecord] = field(default_factory=list)
     quality: QualityRecord | None = None
@@ -43,6 +45,11 @@ class OpenCell:
     model: ModelFacts | None = None
     cost: CostModel | None = None
     error: str | None = None
+
+    @property
+    def load(self) -> LoadSpec | None:
+        """What a result file says of the load."""
+        return None if self.plan is None else self.plan.spec
 
     def has_run(self, repeat: int) -> bool:
         """Whether this repeat is done."""
@@ -67,17 +74,25 @@ def open_cell(
 
     `prepared` is the target's checkpoint, or why there is none.
     """
-    opened = OpenCell(cell, _load_spec(cell, recipe))
+    opened = OpenCell(cell)
+    try:
+        if cell.load is not None:
+            opened.plan = open_load(cell.load, recipe.warmup_requests)
+    except LLMOptError as error:
+        opened.error = describe(error)
     if isinstance(prepared, str):
         opened.error = prepared
+    if opened.error is not None or isinstance(prepared, str):
         return opened
     opened.quantization = prepared.quantization
     document = cell_document(recipe, cell) | {"weights": prepared.content_hash}
+    document["load_record"] = None if opened.load is None else to_json(opened.load)
     # A checkout is dirty as soon as results are written into it: that makes no journal stale.
     opened.fingerprint = fingerprint(document, replace(environment, git_dirty=None))
     partial = load_partial(out_dir, cell.cell_id, opened.fingerprint)
     if partial is not None:
-        opened.runs = [run for run in partial.runs if run.repeat < recipe.repeats]
+        if cell.load is None or not cell.load.is_searched:
+            opened.runs = [run for run in partial.runs if run.repeat < recipe.repeats]
         opened.quality = partial.quality
     return opened
 
@@ -87,41 +102,27 @@ def close_cell(
 ) -> CellResult:
     """The result of a cell on which nothing more is measured."""
     runs = tuple(sorted(opened.runs, key=lambda run: run.repeat))
-    summary: Summary | None = None
-    validity: tuple[ValidityCheck, ...] = ()
-    if opened.error is None and opened.load is not None:
-        assert opened.model is not None, "a cell without an error has a model"
-        summary = summarize(runs, opened.cost, ceilings, opened.model.compute_dtype)
-        validity = check_cell(opened.load, runs)
-    return CellResult(
+    load = None if opened.error is not None else opened.load  # None: nothing to judge
+    assert load is None or opened.model is not None, "a cell without an error has a model"
+    result = CellResult(
         cell_id=opened.cell.cell_id,
         recipe_name=recipe.name,
         recipe=to_document(recipe),
         target=opened.cell.target.name,
         base_target=recipe.base.as_target().name,
         model=opened.model,
-        backend=backend_facts(opened.load),
+        backend=backend_facts(opened.plan, opened.cell.target.engine),
         load=opened.load,
         environment=environment,
         ceilings=ceilings,
         cost=opened.cost,
         runs=runs,
         quality=opened.quality,
-        validity=validity,
-        summary=summary,
+        validity=() if load is None else check_cell(load, runs),
+        summary=None,
         error=opened.error,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         quantization=opened.quantization,
+        price_per_hour=recipe.price_per_hour,
     )
-
-
-def _load_spec(cell: Cell, recipe: Recipe) -> LoadSpec | None:
-    if cell.load is None:
-        return None
-    return LoadSpec(
-        concurrency=cell.load.concurrency,
-        num_requests=cell.load.num_requests,
-        prompt_tokens=cell.load.prompt_tokens,
-        output_tokens=cell.load.output_tokens,
-        warmup_requests=recipe.warmup_requests,
-    )
+    return result if load is None else replace(result, summary=summarize_cell(result))

@@ -17,14 +17,15 @@ def cost_model(config: ModelConfig, *, weight_bytes: int, kv_element_bytes: int)
     2 FLOPs per weight and token in the linear layers; 2*H*D for the scores and 2*H*D for the
     weighted sum of the values, per token, context token and layer; keys and values of KH*D elements
     each, per token and layer; layers with a sliding window apart. `weight_bytes`: what one decode
-    step reads, as stored in memory (`Decoder.weight_bytes`).
+    step of one token reads, as stored in memory (`Decoder.weight_bytes_per_token`): with experts
+    a lower bound for larger batches.
     """
     query_width = config.num_heads * config.head_dim
     kv_width = config.num_kv_heads * config.head_dim
     weights_per_layer = (
         config.hidden_size * (query_width + 2 * kv_width)  # q, k, v
         + query_width * config.hidden_size  # output
-        + 3 * config.hidden_size * config.intermediate_size  # gate, up, down
+        + config.mlp_weights_per_token
     )
     flops, kv_bytes = 4 * query_width, 2 * kv_width * kv_element_bytes  # of a layer's attention
     windows = Counter(layer.window for layer in config.layers if layer.window is not None)

@@ -14,18 +14,21 @@ import torch
 from llmopt.bench.facts import tensor_sizes
 from llmopt.formats.weights import quantized_weights
 from llmopt.models.decoder import Decoder
+from llmopt.models.dummy import make_dummy_model
 from llmopt.models.loader import DTYPES, load_model, open_checkpoint
 
 Loader = Callable[[Path, str], Decoder]
+_Key = tuple[Path, str, str | None]  # the last: the scheme of random weights; None: real ones
 
 
 class LoadedModels:
     """Models by path and dtype, loaded when asked for."""
 
-    def __init__(self, budget_bytes: int, load: Loader) -> None:
+    def __init__(self, budget_bytes: int, load: Loader, device: str = "cpu") -> None:
         self._budget_bytes = budget_bytes
         self._load = load
-        self._models: OrderedDict[tuple[Path, str], tuple[Decoder, int]] = OrderedDict()
+        self._device = device  # of models that are not loaded
+        self._models: OrderedDict[_Key, tuple[Decoder, int]] = OrderedDict()
 
     @classmethod
     def on(cls, device: str) -> "LoadedModels":
@@ -35,16 +38,32 @@ class LoadedModels:
         else:
             free_bytes = psutil.virtual_memory().available
         return cls(
-            free_bytes // 2, lambda path, dtype: load_model(path, dtype=dtype, device=device)
+            free_bytes // 2,
+            lambda path, dtype: load_model(path, dtype=dtype, device=device),
+            device,
         )
 
     def get(self, path: Path, dtype: str) -> Decoder:
         """The model, from memory or from disk. Raises what `load_model` raises."""
-        key = (path, dtype)
+        key = (path, dtype, None)
         if key not in self._models:
             self._make_room(_estimated_bytes(path, dtype))
             model = self._load(path, dtype)
-            self._models[key] = (model, model.weight_bytes + model.embedding.nbytes)
+            self._models[key] = (model, _num_bytes(model))
+        return self._used_now(key)
+
+    def get_dummy(self, path: Path, dtype: str, scheme: str | None) -> Decoder:
+        """A model of random weights for a config; room is made when its size is known. Raises what
+        `make_dummy_model` raises.
+        """
+        key = (path, dtype, scheme or "")
+        if key not in self._models:
+            model = make_dummy_model(path, dtype=dtype, scheme=scheme, device=self._device)
+            self._make_room(_num_bytes(model))
+            self._models[key] = (model, _num_bytes(model))
+        return self._used_now(key)
+
+    def _used_now(self, key: _Key) -> Decoder:
         self._models.move_to_end(key)
         return self._models[key][0]
 
@@ -54,6 +73,10 @@ class LoadedModels:
 
     def _used_bytes(self) -> int:
         return sum(num_bytes for _, num_bytes in self._models.values())
+
+
+def _num_bytes(model: Decoder) -> int:
+    return model.weight_bytes + model.embedding.nbytes
 
 
 def _estimated_bytes(path: Path, dtype: str) -> int:

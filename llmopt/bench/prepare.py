@@ -15,12 +15,15 @@ import llmopt.formats
 import llmopt.quantize
 import llmopt.quantize.importance
 from llmopt.bench.checkpoints import PlannedCheckpoint, find_checkpoint, make_checkpoints
+from llmopt.bench.dummy import dummy_hash, dummy_note, dummy_path, dummy_scheme
 from llmopt.bench.facts import content_hash
+from llmopt.bench.loaded import LoadedModels
 from llmopt.bench.observer import Observer, open_stage
 from llmopt.bench.provenance import quantization_record
 from llmopt.bench.quantization import Quantization, check_source_for, read_quantization
 from llmopt.environment.catalogue import find_environment
 from llmopt.formats.checkpoint import read_json
+from llmopt.models.decoder import Decoder
 from llmopt.models.package_model import PROVENANCE_NAME
 from llmopt.models.resolve import resolve_model
 from llmopt.models.tokenizer import load_tokenizer
@@ -41,6 +44,12 @@ class PreparedTarget:
     content_hash: str
     note: str | None
     quantization: QuantizationRecord | None
+
+    def load(self, models: LoadedModels) -> Decoder:
+        """The model, from memory if it is there. Raises what loading raises."""
+        if self.target.dummy_config is None:
+            return models.get(self.path, self.target.dtype)
+        return models.get_dummy(self.path, self.target.dtype, dummy_scheme(self.target))
 
 
 def prepare_targets(
@@ -95,6 +104,8 @@ class _Preparation:
 
     def plan(self, target: Target) -> PlannedCheckpoint | None:
         """What is to be made for a target, if anything; refused at once if it is impossible."""
+        if target.dummy_config is not None:
+            return None
         source = self._source(target.model)
         if target.quantize is None:
             return None
@@ -111,6 +122,11 @@ class _Preparation:
 
     def finish(self, target: Target, plan: PlannedCheckpoint | None) -> PreparedTarget:
         """The target with its checkpoint, which is there."""
+        if target.dummy_config is not None:
+            found = dummy_path(target.dummy_config)
+            return PreparedTarget(
+                target, found, dummy_hash(target, found), dummy_note(target), None
+            )
         source = self._source(target.model)
         path = source.path if plan is None else find_checkpoint(plan.directory)
         assert path is not None, "what was made without an error is whole"

@@ -73,7 +73,7 @@ def check_source_for(job: Job, source: Path) -> None:
 def quantization_problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield what is wrong with the quantizations of a recipe (a rule for `load_recipe`)."""
     for index, target in enumerate(recipe.targets):
-        if target.quantize is not None:
+        if target.quantize is not None and target.dummy_config is None:
             try:
                 read_quantization(target.quantize)
             except LLMOptError as error:

@@ -5,28 +5,33 @@ others go on; a sweep that is interrupted goes on at the run where it stopped; r
 interleaved over the cells, so that a machine that drifts drifts for all of them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from llmopt.bench.cells import OpenCell, close_cell, open_cell
+from llmopt.bench.dummy import ByteTokenizer, tokenizer_of
 from llmopt.bench.examine import QualityComparison, examine_weights
 from llmopt.bench.failures import describe
 from llmopt.bench.loaded import LoadedModels
 from llmopt.bench.observer import Observer, open_stage
 from llmopt.bench.prepare import PreparedTarget, prepare_targets
+from llmopt.bench.run_progress import RunProgress
 from llmopt.bench.site import Site, survey
-from llmopt.bench.speed import measure_run
+from llmopt.bench.slo_search import Probe
+from llmopt.bench.speed import Served, find_rate, measure_run
+from llmopt.bench.workload_prompts import UserPrompt, read_prompts
 from llmopt.data import read_text
 from llmopt.models.loader import resolve_device
-from llmopt.models.tokenizer import load_tokenizer
+from llmopt.models.tokenizer import Tokenizer
 from llmopt.recipe.schema import Recipe, Target, all_targets, cells
 from llmopt.results.files import make_directory
 from llmopt.results.journal import drop_partial
-from llmopt.results.schema import LoadSpec, RunRecord
 from llmopt.results.store import write_once
+
+USUAL_PROBES = 8  # of a search for a rate: three or four on either side of the first bracket
 
 
 def run_recipe(
@@ -48,6 +53,7 @@ def run_recipe(
     sweep.open_cells(site)
     sweep.examine()
     if recipe.loads:
+        sweep.find_rates()
         sweep.measure_speed()
     return sweep.write(site)
 
@@ -63,6 +69,7 @@ class _Sweep:
     prepared: dict[Target, PreparedTarget | str] = field(default_factory=dict)  # or why not
     cells: list[OpenCell] = field(default_factory=list)
     texts: dict[Path, list[int]] = field(default_factory=dict)
+    user_prompts: dict[tuple[Path, str], list[UserPrompt]] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Get every target's checkpoint; without the base there is nothing to compare with."""
@@ -103,29 +110,60 @@ class _Sweep:
                 for opened in members:
                     opened.model, opened.cost = facts, cost
                 quality = next((c.quality for c in members if c.quality is not None), None)
-                if quality is None and comparison is not None and target != base:
+                is_scored = target != base and target.dummy_config is None
+                if quality is None and comparison is not None and is_scored:
                     quality = comparison.measure(prepared, self._advance_windows)
                 for opened in members:
                     opened.quality = quality
             for opened in members:
                 opened.save(self.out_dir)
 
+    def find_rates(self) -> None:
+        """The highest rate of every load that has an SLO in place of a rate."""
+        for opened in self.cells:
+            load = opened.cell.load
+            if load is None or not load.is_searched or opened.plan is None or opened.error:
+                continue
+            with (
+                open_stage(self.observer, f"search the rate of {opened.cell.cell_id}"),
+                self._failing([opened]),
+            ):
+                probes: list[Probe] = []
+                found = find_rate(
+                    self._served(opened),
+                    opened.plan,
+                    seed=self.recipe.seed,
+                    repeats=self.recipe.repeats,
+                    on_probe=partial(self._show_probe, probes),
+                )
+                assert found.rate is not None, "a search that finds nothing raises"
+                opened.plan = opened.plan.at_rate(found.rate)
+
     def measure_speed(self) -> None:
         """All runs that are not in a journal, repeat by repeat, load by load, target by target."""
-        loaded = [(opened, opened.load) for opened in self.cells if opened.load is not None]
-        total = self.recipe.repeats * sum(load.num_requests for _, load in loaded)
+        loaded = [(opened, opened.plan) for opened in self.cells if opened.plan is not None]
+        total = self.recipe.repeats * sum(plan.spec.num_requests for _, plan in loaded)
         done = 0
         with open_stage(self.observer, "measure speed"):
             for repeat in range(self.recipe.repeats):
-                for opened, load in loaded:
-                    detail = f"{opened.cell.cell_id}, run {repeat + 1} of {self.recipe.repeats}"
-                    self.observer.stage_advanced(done, total, detail)
+                for index, (opened, plan) in enumerate(loaded, start=1):
+                    detail = (
+                        f"cell {index} of {len(loaded)}: {opened.cell.cell_id}, "
+                        f"run {repeat + 1} of {self.recipe.repeats}"
+                    )
+                    progress = RunProgress(self.observer, done, total, detail)
                     if opened.error is None and not opened.has_run(repeat):
-                        progress = partial(self._advance_requests, done, total, detail)
                         with self._failing([opened]):
-                            opened.runs.append(self._run(opened, load, repeat, progress))
+                            run = measure_run(
+                                self._served(opened),
+                                plan,
+                                repeat=repeat,
+                                seed=self.recipe.seed,
+                                on_request=progress,
+                            )
+                            opened.runs.append(run)
                         opened.save(self.out_dir)
-                    done += load.num_requests
+                    done += plan.spec.num_requests
 
     def write(self, site: Site) -> list[Path]:
         """One result file per cell; the journals go when all of them are there."""
@@ -154,7 +192,7 @@ class _Sweep:
                 self.observer.cell_failed(opened.cell.cell_id, opened.error)
 
     def _comparison(self) -> QualityComparison | None:
-        """The comparison with the base, if any cell still needs one."""
+        """The comparison with the base and its noise floor, if any cell still needs one."""
         base = self.recipe.base.as_target()
         missing = [
             opened
@@ -163,32 +201,47 @@ class _Sweep:
         ]
         prepared = self.prepared[base]
         assert not isinstance(prepared, str), "a sweep without its base ends at once"
-        if self.recipe.quality is None or not missing:
+        if self.recipe.quality is None or not missing or base.dummy_config is not None:
             return None
-        return QualityComparison(self.recipe.quality, prepared, self.models)
+        comparison = QualityComparison(self.recipe.quality, prepared, self.models)
+        if comparison.has_noise:
+            with open_stage(self.observer, "measure the noise floor"):
+                comparison.measure_noise(self._advance_windows)
+        return comparison
 
-    def _run(
-        self, opened: OpenCell, load: LoadSpec, repeat: int, progress: Callable[[int], None]
-    ) -> RunRecord:
+    def _served(self, opened: OpenCell) -> Served:
         prepared = self.prepared[opened.cell.target]
         assert not isinstance(prepared, str), "a cell without a checkpoint has an error"
-        return measure_run(
-            self.models.get(prepared.path, prepared.target.dtype),
-            self._text(prepared.path),
-            load,
-            repeat=repeat,
-            seed=self.recipe.seed,
-            on_request=progress,
+        assert opened.cell.load is not None, "a cell that serves has a load"
+        model = prepared.load(self.models)
+        tokenizer = tokenizer_of(prepared.target, prepared.path, model.config.vocab_size)
+        prompts = opened.cell.load.workload.prompts
+        return Served(
+            model,
+            self._text(prepared.path, tokenizer),
+            self._user_prompts(prepared.path, prompts, tokenizer),
+            prepared.target.engine,
         )
 
-    def _text(self, path: Path) -> list[int]:
+    def _user_prompts(
+        self, path: Path, file: str | None, tokenizer: Tokenizer | ByteTokenizer
+    ) -> list[UserPrompt]:
+        if file is None:
+            return []
+        if (path, file) not in self.user_prompts:
+            self.user_prompts[path, file] = read_prompts(file, tokenizer.encode)
+        return self.user_prompts[path, file]
+
+    def _text(self, path: Path, tokenizer: Tokenizer | ByteTokenizer) -> list[int]:
         if path not in self.texts:
-            tokenizer = load_tokenizer(path)
             self.texts[path] = tokenizer.encode(read_text("evaluation"), add_special_tokens=False)
         return self.texts[path]
 
     def _advance_windows(self, done: int, total: int) -> None:
         self.observer.stage_advanced(done, total, "windows of text")
 
-    def _advance_requests(self, before: int, total: int, detail: str, served: int) -> None:
-        self.observer.stage_advanced(before + served, total, detail)
+    def _show_probe(self, probes: list[Probe], probe: Probe) -> None:
+        probes.append(probe)
+        verdict = "holds" if probe.holds else "fails"
+        total = max(USUAL_PROBES, len(probes) + 1)
+        self.observer.stage_advanced(len(probes), total, f"{probe.rate:.3g} requests/s {verdict}")

@@ -1,23 +1,54 @@
 """The conditions under which the numbers of a cell mean what they say.
 
 Knows nothing about how the load was made; reads records only, so that any result file can be judged
-again. The law: a cell is valid when every check passed; a check says what it saw, passed or not.
+again. The law: a cell is valid when every check passed; a check says what it saw, passed or not,
+and what could not be observed passes and says so. The known traps of benchmarks, and their checks:
+
+    fixed prompts or the order of a sweep warm the prefix cache     cache-state
+    a queue in the client hides waiting, such as few connections    coordinated-omission
+    the client does not keep up with the rate that was asked for    arrival-rate
+    stream events counted as tokens; a role taken for a token       token-counts
+    end of text not ignored, or ignored where it must not be        output-length, finish-reasons
+    failed requests left out of percentiles; broken templates       requests-served
+    prompts cut in silence; another tokenizer on the server         prompt-length
+    a server with a single slot                                     parallelism
+    the burst at the start; the drain at the end                    start-burst, steady-window
+    a slow or busy client                                           client-lag, littles-law
+    random prompts distort speculation                              prompt-source
+    model loading, compiling, autotuning in the first requests      warm-up, first-request
+    heat, clocks, other work on the machine                         machine, drift, spread
+    tails of too few samples                                        samples
+
+Checks of client and load are in `validity_load`, of machine and time in `validity_runs`.
 """
 
 from collections.abc import Sequence
-from statistics import fmean, stdev
+from statistics import median
 
-from llmopt.bench.metrics import e2e_s, tpot_s
+from llmopt.bench.metrics import cache_hit_rate, tokens_per_event
 from llmopt.bench.percentiles import min_samples
+from llmopt.bench.validity_load import (
+    check_arrival_rate,
+    check_client_lag,
+    check_omission,
+    check_parallelism,
+    check_start_burst,
+)
+from llmopt.bench.validity_runs import (
+    check_drift,
+    check_first_request,
+    check_littles_law,
+    check_machine,
+    check_spread,
+    check_steady_window,
+    check_warmup,
+)
 from llmopt.results.schema import LoadSpec, RequestRecord, RunRecord, ValidityCheck
 
 SHOWN_PERCENTILE = 50  # the report's table shows medians
-NEGLIGIBLE_LAG_S = 0.001
-MAX_MEDIAN_LAG_SHARE = 0.01  # of the median end-to-end time
-MAX_TAIL_LAG_SHARE = 0.05  # the same, at p99
-MAX_SPREAD = 0.10  # coefficient of variation above which a machine counts as noisy
-LITTLE_TOLERANCE = 0.05
-MIN_TICKS = 20  # fewer samples of the requests in flight decide nothing
+MAX_COLD_HIT_RATE = 0.01  # prompt tokens found in a cache that was declared cold
+MAX_TEMPLATE_TOKENS = 64  # that a server may add to every prompt
+MAX_LENGTH_DEVIATION = 0.02  # of a prompt that the server tokenizes itself
 
 
 def check_cell(load: LoadSpec, runs: Sequence[RunRecord]) -> tuple[ValidityCheck, ...]:
@@ -27,13 +58,25 @@ def check_cell(load: LoadSpec, runs: Sequence[RunRecord]) -> tuple[ValidityCheck
     served = [request for request in requests if request.error is None]
     return (
         check_errors(requests),
-        check_lengths("output-length", [r.num_output_tokens for r in served], load.output_tokens),
-        check_lengths("prompt-length", [r.num_prompt_tokens for r in served], load.prompt_tokens),
+        check_output_lengths(load, served),
+        check_prompt_lengths(load, served),
+        check_finish_reasons(load, served),
+        check_token_counts(served),
         check_warmup(load, runs),
+        check_first_request(runs),
+        check_cache(load, runs),
+        check_prompt_source(load, runs),
         check_client_lag(runs, served),
+        check_omission(requests),
+        check_arrival_rate(load, runs),
+        check_parallelism(runs),
+        check_start_burst(load, runs),
         check_samples(served),
         check_spread(runs),
+        check_drift(runs),
+        check_machine(runs),
         check_littles_law(runs),
+        check_steady_window(runs),
     )
 
 
@@ -46,89 +89,127 @@ def check_errors(requests: Sequence[RequestRecord]) -> ValidityCheck:
     return ValidityCheck("requests-served", not errors and bool(requests), detail)
 
 
-def check_lengths(name: str, found: Sequence[int], wanted: int) -> ValidityCheck:
-    """Every request has the length that was asked for: no early stop, no silent truncation."""
-    wrong = [length for length in found if length != wanted]
-    if wrong:
-        detail = (
-            f"{len(wrong)} of {len(found)} have {min(wrong)} to {max(wrong)} tokens, not {wanted}"
-        )
-    else:
-        detail = f"{len(found)} of {len(found)} have {wanted} tokens"
-    return ValidityCheck(name, not wrong and bool(found), detail)
+def check_output_lengths(load: LoadSpec, served: Sequence[RequestRecord]) -> ValidityCheck:
+    """Every output has the length that was asked for, or is no longer if it may end by itself."""
+    wanted = [load.output_tokens if r.max_tokens is None else r.max_tokens for r in served]
+    found = [request.num_output_tokens for request in served]
+    if ignores_eos(load):
+        return _lengths("output-length", found, wanted)
+    longer = sum(length > limit for length, limit in zip(found, wanted, strict=True))
+    detail = f"outputs may end early; {longer} of {len(found)} are longer than asked"
+    return ValidityCheck("output-length", longer == 0 and bool(found), detail)
 
 
-def check_warmup(load: LoadSpec, runs: Sequence[RunRecord]) -> ValidityCheck:
-    """Each run was preceded by the warm-up that was asked for."""
-    fewest = min(run.num_warmup_requests for run in runs)
-    detail = f"at least {fewest} of {load.warmup_requests} warm-up requests served before each run"
-    return ValidityCheck("warm-up", fewest >= load.warmup_requests, detail)
+def check_prompt_lengths(load: LoadSpec, served: Sequence[RequestRecord]) -> ValidityCheck:
+    """The backend saw whole prompts, by its own count: no silent truncation, the same tokenizer.
 
-
-def check_client_lag(runs: Sequence[RunRecord], served: Sequence[RequestRecord]) -> ValidityCheck:
-    """The client was not the bottleneck: its event loop is late by little beside what it times."""
-    medians = [run.step_stats[key] for run in runs if (key := "client_lag_p50_s") in run.step_stats]
-    tails = [run.step_stats[key] for run in runs if (key := "client_lag_p99_s") in run.step_stats]
-    durations = sorted(value for value in map(e2e_s, served) if value is not None)
-    if not medians or not durations:
-        return ValidityCheck("client-lag", True, "too short to be observed")
-    typical_s = durations[len(durations) // 2]
-    median_limit_s = max(MAX_MEDIAN_LAG_SHARE * typical_s, NEGLIGIBLE_LAG_S)
-    tail_limit_s = max(MAX_TAIL_LAG_SHARE * typical_s, NEGLIGIBLE_LAG_S)
-    passed = max(medians) <= median_limit_s and max(tails) <= tail_limit_s
-    detail = (
-        f"event loop late by {1e3 * max(medians):.2f} ms at p50 "
-        f"(limit {1e3 * median_limit_s:.3g} ms), "
-        f"{1e3 * max(tails):.2f} ms at p99 (limit {1e3 * tail_limit_s:.3g} ms)"
+    What a server adds to every prompt, such as a template, is not held against it; where it counts
+    the text itself, single prompts may differ by 2 % from what all differ by.
+    """
+    found = [request.num_prompt_tokens for request in served]
+    sent = [request.num_prompt_tokens_sent for request in served]
+    known = [count for count in sent if count is not None]
+    if len(known) < len(served):
+        if load.workload is not None:
+            return ValidityCheck("prompt-length", True, "the lengths that were sent are not known")
+        return _lengths("prompt-length", found, [load.prompt_tokens] * len(found))
+    if not found:
+        return ValidityCheck("prompt-length", False, "no request was served")
+    extra = [length - count for length, count in zip(found, known, strict=True)]
+    usual = median(extra)
+    wrong = sum(
+        abs(more - usual) > MAX_LENGTH_DEVIATION * count
+        for more, count in zip(extra, known, strict=True)
     )
-    return ValidityCheck("client-lag", passed, detail)
+    detail = (
+        f"{len(found) - wrong} of {len(found)} prompts have as many tokens as sent and {usual:+g}, "
+        f"by the backend's count"
+    )
+    passed = wrong == 0 and 0 <= usual <= MAX_TEMPLATE_TOKENS
+    return ValidityCheck("prompt-length", passed, detail)
+
+
+def check_finish_reasons(load: LoadSpec, served: Sequence[RequestRecord]) -> ValidityCheck:
+    """Streams ended for the reason that the load allows: a length limit, or the model's own end."""
+    allowed = {"length"} if ignores_eos(load) else {"length", "stop"}
+    wrong = [r.finish_reason for r in served if r.finish_reason not in allowed]
+    detail = f"{len(served) - len(wrong)} of {len(served)} ended by {' or '.join(sorted(allowed))}"
+    if wrong:
+        detail += f"; others by {', '.join(sorted({str(reason) for reason in wrong}))}"
+    return ValidityCheck("finish-reasons", not wrong and bool(served), detail)
+
+
+def check_token_counts(served: Sequence[RequestRecord]) -> ValidityCheck:
+    """Tokens were counted, not stream events: the counts of the events add up to the outputs."""
+    assumed = sum(request.counted_by == "events" for request in served)
+    wrong = sum(sum(request.token_counts) != request.num_output_tokens for request in served)
+    per_event = tokens_per_event(served)
+    detail = "no tokens" if per_event is None else f"{per_event:.3g} tokens per event"
+    if assumed:
+        detail += f"; the backend did not say how many in {assumed} of {len(served)} requests"
+    if wrong:
+        detail += f"; in {wrong} of {len(served)} requests the events do not add up to the output"
+    return ValidityCheck("token-counts", not assumed and not wrong and bool(served), detail)
+
+
+def check_cache(load: LoadSpec, runs: Sequence[RunRecord]) -> ValidityCheck:
+    """The prefix cache was as the workload declares: cold, unless prompts are meant to share."""
+    rate = cache_hit_rate(runs)
+    seen = "not reported" if rate is None else f"{rate:.1%} of the prompt tokens"
+    if shares_prefixes(load):
+        return ValidityCheck("cache-state", True, f"shared by design; found in a cache: {seen}")
+    if rate is not None:
+        detail = f"declared cold; found in a cache: {seen}"
+        return ValidityCheck("cache-state", rate <= MAX_COLD_HIT_RATE, detail)
+    kept = sum(run.cache_emptied is False for run in runs)
+    detail = f"declared cold; hits are not reported; {kept} of {len(runs)} runs on a used cache"
+    return ValidityCheck("cache-state", kept == 0, detail)
+
+
+def check_prompt_source(load: LoadSpec, runs: Sequence[RunRecord]) -> ValidityCheck:
+    """Prompts of random tokens say nothing about speculation: they distort what is accepted."""
+    source = "text" if load.workload is None else load.workload.source
+    drafted = sum(run.step_stats.get("num_draft_tokens", 0) for run in runs)
+    wrong = source == "random tokens" and drafted > 0
+    detail = f"prompts of {source}" + (", with speculation" if drafted else "")
+    return ValidityCheck("prompt-source", not wrong, detail)
 
 
 def check_samples(served: Sequence[RequestRecord]) -> ValidityCheck:
     """There are enough requests for a 95 % interval of the percentile that is shown."""
     needed = min_samples(SHOWN_PERCENTILE)
-    supported = [p for p in (50, 90, 95, 99) if len(served) >= min_samples(p)]
+    supported = [p for p in (50, 90, 95, 99, 99.9) if len(served) >= min_samples(p)]
     detail = f"{len(served)} requests support " + (
-        f"percentiles up to p{supported[-1]}" if supported else f"no percentile; p50 needs {needed}"
+        f"percentiles up to p{supported[-1]:g}"
+        if supported
+        else f"no percentile; p50 needs {needed}"
     )
     return ValidityCheck("samples", len(served) >= needed, detail)
 
 
-def check_spread(runs: Sequence[RunRecord]) -> ValidityCheck:
-    """How far the runs' TPOT scatters: a noisy machine is a warning in the detail, no failure."""
-    values = [fmean(tpots) for run in runs if (tpots := _tpots(run))]
-    if len(values) < 2:
-        return ValidityCheck("spread", True, "one run: the spread between runs is unknown")
-    variation = stdev(values) / fmean(values)
-    detail = f"TPOT varies by {variation:.1%} between {len(values)} runs"
-    if variation > MAX_SPREAD:
-        detail += f": above {MAX_SPREAD:.0%}, a noisy machine"
-    return ValidityCheck("spread", True, detail)
+def ignores_eos(load: LoadSpec) -> bool:
+    """Whether every output must go on to its limit."""
+    return load.workload is None or load.workload.ignore_eos
 
 
-def check_littles_law(runs: Sequence[RunRecord]) -> ValidityCheck:
-    """L = lambda * W in every run (Little 1961).
-
-    L, the mean number of requests in flight, was sampled by the client's ticker; lambda * W is the
-    sum of the times between schedule and end / duration. The two are observed independently, so a
-    lost request or a clock that jumps shows here.
-    """
-    deviations = []
-    for run in runs:
-        if run.step_stats.get("client_num_ticks", 0) < MIN_TICKS:
-            continue
-        if any(request.done_s is None for request in run.requests):
-            continue
-        sampled = run.step_stats["client_mean_in_flight"]
-        times = [r.done_s - r.scheduled_s for r in run.requests if r.done_s is not None]
-        deviations.append(abs(sampled / (sum(times) / run.duration_s) - 1))
-    if not deviations:
-        return ValidityCheck("littles-law", True, "too short to be observed")
-    worst = max(deviations)
-    detail = f"requests in flight deviate from arrival rate x time by at most {worst:.1%}"
-    return ValidityCheck("littles-law", worst <= LITTLE_TOLERANCE, detail)
+def shares_prefixes(load: LoadSpec) -> bool:
+    """Whether the workload itself declares that prompts begin alike."""
+    workload = load.workload
+    if workload is None:
+        return False
+    return workload.prefix_groups > 0 or workload.turns > 1 or not workload.unique_prompts
 
 
-def _tpots(run: RunRecord) -> list[float]:
-    values = (tpot_s(request) for request in run.requests if request.error is None)
-    return [value for value in values if value is not None]
+def _lengths(name: str, found: Sequence[int], wanted: Sequence[int]) -> ValidityCheck:
+    """Every request has the length that was asked for."""
+    lengths = [n for n, asked in zip(found, wanted, strict=True) if n != asked]
+    asked_for = str(wanted[0]) if len(set(wanted)) == 1 else "as many as asked"
+    if lengths:
+        detail = (
+            f"{len(lengths)} of {len(found)} have {min(lengths)} to {max(lengths)} tokens, "
+            f"not {asked_for}"
+        )
+    else:
+        count = asked_for if wanted else "the asked number of"
+        detail = f"{len(found)} of {len(found)} have {count} tokens"
+    return ValidityCheck(name, not lengths and bool(found), detail)

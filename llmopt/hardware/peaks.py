@@ -17,6 +17,10 @@ class Peak:
     bf16_flops: float  # FLOP/s of dense bfloat16 matrix products
     memory_bytes_per_s: float
 
+    def flops(self, dtype: str) -> float | None:
+        """FLOP/s of matrix products in a dtype; None for one that the table does not have."""
+        return self.bf16_flops if dtype in _SIXTEEN_BITS else None
+
 
 # (all words that the device's name must have, TFLOP/s, TB/s); the first row that fits counts
 _TABLE: tuple[tuple[str, float, float], ...] = (
@@ -41,6 +45,7 @@ _TABLE: tuple[tuple[str, float, float], ...] = (
     ("MI325X", 1307, 6.0),
     ("MI355X", 2500, 8.0),
 )
+_SIXTEEN_BITS = {"bfloat16", "float16"}  # one rate for both on all of these devices
 _OTHER_CHIPS = {"LAPTOP", "MAX", "MOBILE", "D", "TI"}  # same number, smaller or larger chip
 
 

@@ -3,11 +3,12 @@
 Knows nothing about what a recipe means. The law: an unknown key, a missing key, a repeated key or
 a value of another type is a RecipeError naming file:line, what was found and what is allowed;
 nothing is converted silently (1 is not 1.0's int, "yes" is not true).
-Understands str, bool, int, Literal, `X | None`, `dataclass | str`, `tuple[X, ...]` and dataclasses
-of these.
+Understands str, bool, int, float (which whole numbers fit), Literal, `X | None`,
+`dataclass | scalar`, `tuple[X, ...]` and dataclasses of these.
 """
 
 import difflib
+import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import NoneType, UnionType
@@ -20,7 +21,7 @@ from llmopt.errors import RecipeError
 
 T = TypeVar("T")
 
-_KINDS = {str: "text", bool: "true or false", int: "a whole number"}
+_KINDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def build(cls: type[T], node: yaml.Node, file: str) -> T:
@@ -55,6 +56,8 @@ def _value(hint: Any, node: yaml.Node, file: str, where: str) -> object:
     if get_origin(hint) is tuple:
         return _tuple(get_args(hint)[0], node, file, where)
     value = _scalar(node, file, where) if isinstance(node, yaml.ScalarNode) else None
+    if hint is float and type(value) is int and abs(value) <= sys.maxsize:
+        value = float(value)
     if get_origin(hint) is Literal:
         _require_choice(value, get_args(hint), node, file, where)
     elif type(value) is not hint:

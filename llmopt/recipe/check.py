@@ -2,14 +2,16 @@
 
 Knows nothing about YAML or lines: a broken rule is a path to a field, what is wrong with it and
 what to do. The law: `problems(recipe)` is empty exactly when the recipe can be measured as
-written, as far as that can be known without touching a model.
+written, as far as that can be known without touching a model; loads have rules of their own
+(`check_loads`).
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from llmopt.recipe.schema import QuantizeSpec, Recipe, all_targets
+from llmopt.recipe.schema import DUMMY, QuantizeSpec, Recipe, all_targets
 
 Path = tuple[str | int, ...]  # ("loads", 1, "concurrency")
 
@@ -35,7 +37,10 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     for index, target in enumerate(recipe.targets):
         if isinstance(target.quantize, QuantizeSpec):
             yield from _quantize_problems(("targets", index, "quantize"), target.quantize)
-    yield from _load_problems(recipe)
+    if not recipe.loads and recipe.quality is None:
+        yield Problem(
+            ("loads",), "there is neither a load nor quality", "Give at least one of the two."
+        )
 
 
 def _name_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -53,7 +58,7 @@ def _name_problems(recipe: Recipe) -> Iterator[Problem]:
     models: list[tuple[Path, str]] = [(("base", "model"), recipe.base.model)]
     models += [(("targets", i, "model"), target.model) for i, target in enumerate(recipe.targets)]
     for path, model in models:
-        if not model.strip():
+        if not model.removeprefix(DUMMY).strip():
             yield Problem(path, "the model is empty", "Give an alias, a directory or a hub id.")
     yield from _repeated_name_problems(recipe)
 
@@ -79,14 +84,13 @@ def _count_problems(recipe: Recipe) -> Iterator[Problem]:
         (("calibration", "num_samples"), recipe.calibration.num_samples, 1),
         (("calibration", "sample_tokens"), recipe.calibration.sample_tokens, 2),
     ]
-    if recipe.quality is not None:
+    if recipe.quality is not None and recipe.quality.window is not None:
         counts.append((("quality", "window"), recipe.quality.window, 2))
+    if recipe.quality is not None and recipe.quality.num_windows is not None:
         counts.append((("quality", "num_windows"), recipe.quality.num_windows, 2))
-    for index, load in enumerate(recipe.loads):
-        counts.append((("loads", index, "concurrency"), load.concurrency, 1))
-        counts.append((("loads", index, "num_requests"), load.num_requests, 1))
-        counts.append((("loads", index, "prompt_tokens"), load.prompt_tokens, 1))
-        counts.append((("loads", index, "output_tokens"), load.output_tokens, 1))
+    price = recipe.price_per_hour
+    if price is not None and not 0 < price < math.inf:
+        yield Problem(("price_per_hour",), f"price_per_hour is {price:g}", "It must be above 0.")
     for path, value, minimum in counts:
         if value < minimum:
             yield Problem(path, f"{path[-1]} is {value}", f"It must be at least {minimum}.")
@@ -124,26 +128,3 @@ def _quantize_problems(path: Path, spec: QuantizeSpec) -> Iterator[Problem]:
             "the format awq holds 4-bit weights in groups only",
             "Use bits 4 and a group_size, or the format gptq or compressed-tensors.",
         )
-
-
-def _load_problems(recipe: Recipe) -> Iterator[Problem]:
-    if not recipe.loads and recipe.quality is None:
-        yield Problem(
-            ("loads",), "there is neither a load nor quality", "Give at least one of the two."
-        )
-    seen: set[tuple[int, int, int]] = set()
-    for index, load in enumerate(recipe.loads):
-        if load.num_requests < load.concurrency:
-            yield Problem(
-                ("loads", index, "num_requests"),
-                f"{load.num_requests} requests cannot keep {load.concurrency} in flight",
-                f"Ask for at least {load.concurrency} requests.",
-            )
-        key = (load.concurrency, load.prompt_tokens, load.output_tokens)
-        if key in seen:
-            yield Problem(
-                ("loads", index),
-                "this load has the concurrency and lengths of an earlier one",
-                "Remove one of the two.",
-            )
-        seen.add(key)

@@ -4,14 +4,17 @@ Knows nothing about YAML, models or files; imports no torch. The law: a recipe i
 default is filled in), and the same recipe always gives the same cells with the same ids.
 """
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from llmopt.recipe.engine import EngineSettings
+from llmopt.recipe.loads import Load, load_suffixes
+
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Protocol = Literal["windows", "paper", "llama.cpp", "rolling"]  # how a text is cut and scored
 
 OWN_ENGINE = "llmopt"
+DUMMY = "dummy:"  # before the config of a model whose weights are random
 BUNDLED_TEXT = "bundled"  # the text that the package ships, in place of a path
 
 _DTYPE_LABELS: dict[Dtype, str] = {
@@ -63,13 +66,22 @@ class QuantizeSpec:
 class Target:
     """One thing to compare: a model as it is (in `dtype`), or quantized on the fly.
 
+    model: an alias, a directory or a hub id; "dummy:" and a config.json, or one of those: random
+        weights of that shape, which `quantize` names the form of. Their quality means nothing.
     quantize: a scheme's name, such as "gptq-w4g64-asym", or all settings
+    engine: how it is served, where that is not as the load wants it
     """
 
     name: str
-    model: str  # alias, directory or hub id
+    model: str
     dtype: Dtype = "auto"
     quantize: QuantizeSpec | str | None = None
+    engine: EngineSettings | None = None
+
+    @property
+    def dummy_config(self) -> str | None:
+        """The config that random weights are made for; None: the weights are real."""
+        return self.model.removeprefix(DUMMY) if self.model.startswith(DUMMY) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +91,12 @@ class Base:
     model: str
     dtype: Dtype = "auto"
     name: str | None = None  # absent: after the dtype, "fp32"
+    engine: EngineSettings | None = None
 
     def as_target(self) -> Target:
         """Return the base as the target that it also is."""
-        return Target(self.name or _DTYPE_LABELS[self.dtype], self.model, self.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """A closed loop: `concurrency` requests in flight until `num_requests` are done."""
-
-    concurrency: int
-    num_requests: int
-    prompt_tokens: int
-    output_tokens: int
+        name = self.name or _DTYPE_LABELS[self.dtype]
+        return Target(name, self.model, self.dtype, engine=self.engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +110,25 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """What quality is measured on: the first `num_windows` windows of `window` tokens of a text."""
+    """What quality is measured on: the first `num_windows` windows of `window` tokens of a text.
+
+    text: a file's path, `bundled` or `wikitext-2`
+    window: absent: the protocol's own length; num_windows: null: all that the text gives
+    noise: measure the noise floor too, which each target is judged by
+    """
 
     text: str = BUNDLED_TEXT
-    window: int = 512
-    num_windows: int = 16
+    protocol: Protocol = "windows"
+    window: int | None = None
+    num_windows: int | None = 16
+    noise: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """A comparison: base and targets, each under every load. `quality` None: not measured.
 
-    Without loads, speed is not measured.
+    Without loads, speed is not measured. `price_per_hour`: of the machine, for the cost of tokens.
     """
 
     name: str
@@ -130,6 +141,7 @@ class Recipe:
     backend: Literal["llmopt"] = "llmopt"
     calibration: Calibration = Calibration()
     quality: Quality | None = None
+    price_per_hour: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +161,11 @@ def all_targets(recipe: Recipe) -> tuple[Target, ...]:
 def cells(recipe: Recipe) -> list[Cell]:
     """Return the cells in order (load by load, base first), each with its stable id.
 
-    The id is "<recipe>-<target>-c<concurrency>"; where several loads share a concurrency, it also
-    says the lengths: "-p<prompt tokens>-o<output tokens>". Without loads it ends in "-quality".
+    The id is "<recipe>-<target>-<load>" (`load_suffixes`); without loads it ends in "-quality".
     """
     loads: list[tuple[Load | None, str]] = [(None, "quality")]
     if recipe.loads:
-        loads = list(zip(recipe.loads, _load_suffixes(recipe.loads), strict=True))
+        loads = list(zip(recipe.loads, load_suffixes(recipe.loads), strict=True))
     return [
         Cell(f"{recipe.name}-{target.name}-{suffix}", target, load)
         for load, suffix in loads
@@ -182,13 +193,3 @@ def cell_document(recipe: Recipe, cell: Cell) -> dict[str, object]:
     document = {key: whole[key] for key in shared}
     load = None if cell.load is None else asdict(cell.load)
     return document | {"target": asdict(cell.target), "load": load}
-
-
-def _load_suffixes(loads: Sequence[Load]) -> list[str]:
-    uses = Counter(load.concurrency for load in loads)
-    return [
-        f"c{load.concurrency}"
-        if uses[load.concurrency] == 1
-        else f"c{load.concurrency}-p{load.prompt_tokens}-o{load.output_tokens}"
-        for load in loads
-    ]

@@ -12,54 +12,48 @@ one monotonic clock whose zero is the start of the run. Fields of type `object` 
 from dataclasses import dataclass
 from typing import Literal
 
+from llmopt.results.events import EnergyRecord, MachineState, RequestRecord, RunRecord
+from llmopt.results.loads import LengthSpec, LoadKind, LoadSpec, SloMetric, SloTerm, WorkloadSpec
+from llmopt.results.summary import Drift, Goodput, Interval, Percentiles, SteadySummary, Summary
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "BackendFacts",
+    "CalibrationFacts",
+    "Ceilings",
+    "CellResult",
+    "CostModel",
+    "DeltaP",
+    "Drift",
+    "EnergyRecord",
+    "Environment",
+    "Goodput",
+    "Interval",
+    "LengthSpec",
+    "LoadKind",
+    "LoadSpec",
+    "MachineState",
+    "ModelFacts",
+    "NoiseFloor",
+    "PartialCell",
+    "Percentiles",
+    "QualityBucket",
+    "QualityRecord",
+    "QuantizationRecord",
+    "RequestRecord",
+    "RunRecord",
+    "SloMetric",
+    "SloTerm",
+    "SteadySummary",
+    "Summary",
+    "ValidityCheck",
+    "Verdict",
+    "VerdictLabel",
+    "WindowedLayers",
+    "WorkloadSpec",
+]
+
 SCHEMA_VERSION = 1
-
-Interval = tuple[float, float]  # lower and upper end of a confidence interval
-
-
-@dataclass(frozen=True, slots=True)
-class RequestRecord:
-    """The raw events of one request. `None` for a time that never came."""
-
-    request_id: str
-    num_prompt_tokens: int
-    num_output_tokens: int
-    scheduled_s: float  # when the load schedule wanted it
-    sent_s: float  # when the client handed it to the backend
-    first_token_s: float | None
-    last_token_s: float | None
-    done_s: float | None  # when the stream ended
-    token_times_s: tuple[float, ...]  # one per stream event
-    token_counts: tuple[int, ...]  # tokens in that event
-    finish_reason: str | None
-    error: str | None = None
-    num_preemptions: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class RunRecord:
-    """One repeat of the load."""
-
-    repeat: int
-    started_at: str  # ISO 8601, UTC
-    seed: int
-    duration_s: float
-    requests: tuple[RequestRecord, ...]
-    step_stats: dict[str, float]  # counters of the engine over this run, such as num_steps
-    num_warmup_requests: int = 0  # served before this run, not recorded
-    max_client_lag_s: float | None = None  # worst lateness of the client's own event loop
-
-
-@dataclass(frozen=True, slots=True)
-class LoadSpec:
-    """What was asked of the backend: a closed loop keeps `concurrency` requests in flight."""
-
-    concurrency: int
-    num_requests: int
-    prompt_tokens: int
-    output_tokens: int
-    warmup_requests: int
-    kind: Literal["closed"] = "closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +72,7 @@ class ModelFacts:
     linear_bits_per_weight: float | None  # of all layers in decoder blocks, scales and zeros too
     kernels: tuple[str, ...]  # the kernels that its linear layers ran
     note: str | None = None  # where the weights come from, if a reader must know
+    is_dummy: bool = False  # random weights: quality means nothing, and sizes are those in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +139,62 @@ class BackendFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class DeltaP:
+    """Change in the probability of the right token, target - base: from -1 to 1, per token."""
+
+    mean: float
+    mean_ci: Interval
+    rms: float
+    p01: float
+    p05: float
+    p25: float
+    p50: float
+    p75: float
+    p95: float
+    p99: float
+
+
+@dataclass(frozen=True, slots=True)
+class QualityBucket:
+    """A part of the scored positions, such as those where the base was sure."""
+
+    label: str
+    num_tokens: int
+    kld_mean: float
+    top1_agreement: float
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseFloor:
+    """What rounding alone costs: the base again, computed in 16 bits, on the same windows."""
+
+    scheme: str  # "bf16"
+    kld_mean: float
+    kld_mean_ci: Interval
+    ppl_ratio: float
+    ppl_ratio_ci: Interval
+
+
+VerdictLabel = Literal["indistinguishable", "above noise", "worse"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The loss in units of the noise: KL divergence of the target / that of the noise floor."""
+
+    label: VerdictLabel
+    times_noise: float
+    times_noise_ci: Interval
+    text: str  # one sentence with the evidence
+
+
+@dataclass(frozen=True, slots=True)
 class QualityRecord:
     """What quantization cost, paired per token with the base model on one text.
 
     `kld_*`: KL(base || target) of the next-token distributions, nats per token. `top1_agreement`:
     share of the positions where both have the same most likely token. `ppl_ratio`: perplexity of
-    the target / perplexity of the base.
+    the target / perplexity of the base. Fields with a default came later than the first files.
     """
 
     base_name: str
@@ -157,7 +202,7 @@ class QualityRecord:
     text_name: str
     text_sha256: str
     protocol: str  # in words: how the windows were cut and scored
-    window: int
+    window: int  # tokens of the longest window
     num_windows: int
     num_tokens: int  # scored positions
     kld_mean: float
@@ -172,6 +217,23 @@ class QualityRecord:
     ppl_ratio: float
     ppl_ratio_ci: Interval
     confidence: float = 0.95
+    protocol_name: str = "windows"  # "paper", "llama.cpp", "rolling"
+    kld_p90: float | None = None
+    kld_p999: float | None = None
+    ppl_ci: Interval | None = None
+    base_ppl_ci: Interval | None = None
+    bits_per_byte: float | None = None
+    base_bits_per_byte: float | None = None
+    word_ppl: float | None = None  # where the protocol counts words
+    base_word_ppl: float | None = None
+    delta_p: DeltaP | None = None
+    by_confidence: tuple[QualityBucket, ...] = ()  # by the base's top-1 probability
+    by_position: tuple[QualityBucket, ...] = ()  # by the number of tokens before the scored one
+    base_cache_error: float | None = None  # KLD that a compact cache of the base costs; None: none
+    noise: NoiseFloor | None = None
+    verdict: Verdict | None = None
+    source: str = "llmopt"  # whose log-probabilities: "llama.cpp", "transformers", "vllm"
+    lower_bound: bool = False  # the KLD is of truncated distributions, so at least this
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,36 +279,6 @@ class ValidityCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class Percentiles:
-    """Order statistics of `n` samples, by linear interpolation."""
-
-    p50: float
-    p90: float
-    p95: float
-    p99: float
-    mean: float
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """The derived numbers of a cell, over all its runs; `None`: no sample, or no ceiling known."""
-
-    ttft_ms: Percentiles | None
-    tpot_ms: Percentiles | None
-    itl_ms: Percentiles | None
-    e2e_ms: Percentiles | None
-    output_throughput: float  # output tokens per second
-    total_throughput: float  # prompt and output tokens per second
-    request_throughput: float  # requests per second
-    mfu: float | None  # share of the measured GEMM ceiling, 0 to 1
-    mbu: float | None  # share of the measured read bandwidth, 0 to 1
-    run_output_throughput: tuple[float, ...]  # one per run
-    run_tpot_ms: tuple[float, ...]  # median TPOT of each run; runs without a TPOT are left out
-    peak_memory_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class CellResult:
     """One cell of a sweep: a target under a load. The content of one result file.
 
@@ -272,6 +304,7 @@ class CellResult:
     error: str | None
     created_at: str  # ISO 8601, UTC
     quantization: QuantizationRecord | None = None  # of a target that a quantizer made
+    price_per_hour: float | None = None  # of the machine
     schema_version: int = SCHEMA_VERSION
 
 

@@ -102,7 +102,7 @@ def test_the_main_job_from_quantizing_to_the_report(model, tmp_path):
     windows = ("--window", "64", "--num-windows", "4")
     evaluated = run("eval", tmp_path / "w4", "--base", model, *windows, "--json")
     assert evaluated.returncode == 0, evaluated.stderr
-    assert json.loads(evaluated.stdout)["kld_mean"] > 0
+    assert json.loads(evaluated.stdout)["quality"]["kld_mean"] > 0
 
     load = ("--concurrency", "1", "--prompt-tokens", "16", "--output-tokens", "4")
     load = (*load, "--requests", "2", "--repeats", "2", "--no-quality")
@@ -116,6 +116,100 @@ def test_the_main_job_from_quantizing_to_the_report(model, tmp_path):
     markdown = run("report", out, "--format", "markdown", "--out", tmp_path / "table.md")
     assert markdown.returncode == 0, markdown.stderr
     assert "| " in (tmp_path / "table.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def damaged(model, tmp_path_factory) -> Path:
+    """The tiny model, rounded to 2 bits."""
+    path = tmp_path_factory.mktemp("damaged") / "w2"
+    scheme = ("--method", "rtn", "--bits", "2", "--group-size", "32")
+    done = run("quantize", model, "--out", path, *scheme)
+    assert done.returncode == 0, done.stderr
+    return path
+
+
+def test_eval_says_how_much_was_lost_and_keeps_the_record(model, damaged, tmp_path):
+    record = tmp_path / "new" / "record.json"
+    asked = ("--base", model, "--window", "64", "--num-windows", "8", "--out", record)
+    first = run("eval", damaged, *asked)
+    assert first.returncode == 0, first.stderr
+    lines = first.stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    for words in (
+        "w2 (rtn-w2g32) against",
+        "perplexity (windows)",
+        "99.9 %",
+        "Δp of the right token",
+        "tokens before",
+        "noise floor",
+        "the base in bf16",
+    ):
+        assert any(words in line for line in lines), first.stdout
+    document = json.loads(record.read_text())
+    quality = document["quality"]
+    assert document["scheme"] == "rtn-w2g32"
+    assert quality["num_windows"] == 8
+    assert quality["verdict"]["times_noise"] > 10
+    assert quality["verdict"]["text"] in " ".join(first.stdout.split())
+    assert 0 < quality["base_cache_error"] < 1e-5
+    again = run("eval", damaged, *asked, "--no-cache", "--no-noise", "--json")
+    without = json.loads(again.stdout)["quality"]
+    assert without["base_cache_error"] is without["noise"] is without["verdict"] is None
+    assert without["kld_mean"] == pytest.approx(quality["kld_mean"], rel=1e-3)
+
+
+def test_eval_without_a_base_is_perplexity_under_a_named_protocol(model):
+    for protocol in ("llama.cpp", "rolling"):
+        asked = ("--protocol", protocol, "--window", "64", "--num-windows", "4")
+        done = run("eval", model, *asked)
+        assert done.returncode == 0, done.stderr
+        assert f"perplexity ({protocol})" in done.stdout
+        assert f"bits per byte ({protocol})" in done.stdout
+        assert ("word perplexity" in done.stdout) == (protocol == "rolling")
+
+
+def test_eval_stops_once_the_interval_is_narrow(model, damaged):
+    asked = ("--base", model, "--window", "64", "--until-ci", "50%", "--json")
+    done = run("eval", damaged, *asked)
+    assert done.returncode == 0, done.stderr
+    quality = json.loads(done.stdout)["quality"]
+    assert 8 <= quality["num_windows"] < 100
+    assert quality["noise"] is not None
+
+
+def test_eval_measures_tasks_greedy_outputs_and_layers_too(model, damaged, tmp_path):
+    requests = tmp_path / "yes-no.jsonl"
+    items = [
+        {"id": str(i), "context": f"Is {i} even?", "choices": [" yes", " no"], "gold": i % 2}
+        for i in range(6)
+    ]
+    requests.write_text("".join(json.dumps(item) + "\n" for item in items))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("abc\ndef\n")
+    page = tmp_path / "atlas.html"
+    asked = ("--no-divergence", "--requests", requests, "--limit", "5", "--prompts", prompts)
+    atlas = ("--atlas", "--html", page, "--window", "64", "--num-windows", "2")
+    done = run("eval", damaged, "--base", model, *asked, *atlas, "--out", tmp_path / "all.json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "all.json").read_text())
+    assert document["quality"] is document["prediction"] is None
+    (report,) = document["tasks"]
+    assert [task["task"] for task in report["tasks"]] == ["yes-no"]
+    assert len(report["tasks"][0]["items"]) == 5
+    assert len(document["greedy"]["target"]["prompts"]) == 2
+    blocks = [part["label"] for part in document["atlas"]["parts"] if part["kind"] == "block"]
+    assert len(blocks) == 2
+    assert all(label in done.stdout for label in ("yes-no", *blocks))
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert page.read_text().lstrip().startswith("<!")
+
+
+def test_eval_refuses_what_makes_no_sense(model, tmp_path):
+    assert_refused(run("eval", model, "--greedy"), "--greedy compares with a base", "--base")
+    assert_refused(run("eval", model, "--text", tmp_path / "no.txt"), "no.txt")
+    unknown = run("eval", model, "--protocol", "none")
+    assert unknown.returncode == 2
+    assert "Traceback" not in unknown.stderr
 
 
 def test_a_recipe_writes_one_result_per_cell(recipe, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llmopt.engine.engine import Engine, EngineConfig
-from llmopt.engine.request import SamplingParams
+from llmopt.engine.sampling_params import SamplingParams
 from llmopt.models.decoder import Decoder
 from llmopt.models.loader import load_model
 from llmopt.models.tokenizer import load_tokenizer

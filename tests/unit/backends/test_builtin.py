@@ -2,6 +2,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from llmopt.backends.builtin import BuiltinBackend
 from llmopt.backends.protocol import GenerationParams, T, TokenEvent
 from llmopt.engine.engine import Engine, EngineConfig
-from llmopt.engine.request import SamplingParams
+from llmopt.engine.sampling_params import SamplingParams
+from llmopt.engine.speculation.config import SpeculationConfig
 from llmopt.errors import EngineError, UsageError
 from llmopt.models.loader import load_model
 
@@ -147,3 +149,31 @@ def test_the_clients_own_error_is_raised(backend):
 
     with pytest.raises(ValueError, match="client is broken"):
         drive(backend, broken())
+
+
+def test_a_hit_in_the_prefix_cache_is_said_with_the_tokens(backend):
+    first = drive(backend, collect(backend, list(range(3, 43)), max_tokens=2))
+    again = drive(backend, collect(backend, list(range(3, 43)), max_tokens=2))
+    assert [event.num_cached_tokens for event in first] == [0, 0]
+    assert [event.num_cached_tokens for event in again] == [32, 32]
+
+
+def test_the_peak_of_the_cache_is_that_of_held_blocks(backend):
+    drive(backend, collect(backend, PROMPTS[1], max_tokens=16))  # 32 slots: the last has no token
+    block_bytes = 2 * 2 * 16 * 16 * 4 * 2  # K and V, heads, head size, tokens, float32, layers
+    stats = backend.stats()
+    assert stats["peak_used_blocks"] == 2
+    assert stats["peak_kv_bytes"] == 2 * block_bytes
+    assert stats["forward_s"] > 0
+
+
+def test_speculation_is_counted_by_position(model):
+    settings = SpeculationConfig("ngram", 3, adaptive=False, synthetic_acceptance=1.0)
+    backend = BuiltinBackend(model, replace(CONFIG, speculation=settings))
+    backend.start()
+    drive(backend, collect(backend, PROMPTS[0], max_tokens=9))
+    stats = backend.stats()
+    backend.stop()
+    assert (stats["num_decodes"], stats["num_decode_tokens"], stats["num_drafts"]) == (2, 8, 2)
+    for position in (1, 2, 3):
+        assert stats[f"num_drafted_at_{position}"] == stats[f"num_accepted_at_{position}"] == 2

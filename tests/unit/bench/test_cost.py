@@ -1,6 +1,9 @@
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from llmopt.bench.cost import cost_model
+from llmopt.bench.work import moved_bytes, useful_flops
 from llmopt.models.loader import load_model
 from llmopt.results.schema import WindowedLayers
 
@@ -31,3 +34,52 @@ def test_layers_with_a_window_are_counted_apart(make_tiny_model):
     assert cost.flops_attention_per_token_per_context == 4 * query_width
     assert cost.kv_bytes_per_token == 2 * kv_width * 4
     assert cost.windowed_layers == (WindowedLayers(9, 2 * 4 * query_width, 2 * 2 * kv_width * 4),)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_flops_agree_with_the_counter_of_torch(make_tiny_model, make, architecture):
+    """One prompt of P tokens through the reference model, every position through the lm_head.
+
+    The reference computes the whole P x P scores; we count what a token sees: P (P + 1) / 2.
+    """
+    from transformers import AutoModelForCausalLM
+
+    path, length = make_tiny_model(architecture), 24
+    ours = load_model(path, dtype="float32")
+    cost = cost_model(ours.config, weight_bytes=1, kv_element_bytes=4)
+    reference = AutoModelForCausalLM.from_pretrained(
+        path, dtype="float32", attn_implementation="eager"
+    )
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        reference(torch.arange(length).unsqueeze(0), use_cache=False)
+    request = make.request(token_times_s=(1.0,), num_prompt_tokens=length)
+    ours_flops = useful_flops([request], cost)
+    seen = cost.flops_attention_per_token_per_context
+    expected = ours_flops + (length - 1) * cost.flops_lm_head
+    expected += (length * length - length * (length + 1) // 2) * seen
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_bytes_agree_with_the_tensors_that_a_step_reads(make_tiny_model, make, architecture):
+    """The weights and the cache of the reference model, by the sizes of its own tensors."""
+    from transformers import AutoModelForCausalLM
+
+    path, length = make_tiny_model(architecture), 24
+    ours = load_model(path, dtype="float32")
+    cost = cost_model(ours.config, weight_bytes=ours.weight_bytes_per_token, kv_element_bytes=4)
+    reference = AutoModelForCausalLM.from_pretrained(path, dtype="float32")
+    with torch.no_grad():
+        cache = reference(torch.arange(length).unsqueeze(0)).past_key_values
+    cached = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    read = {
+        parameter.data_ptr(): parameter.nbytes
+        for name, parameter in reference.named_parameters()
+        if "embed_tokens" not in name and "norm" not in name and not name.endswith("bias")
+    }
+    head = reference.lm_head.weight
+    read[head.data_ptr()] = head.nbytes
+    request = make.request(token_times_s=(1.0,), num_prompt_tokens=length)
+    # one step writes the keys and values of the prompt and reads them
+    expected = sum(read.values()) + 2 * cached
+    assert moved_bytes([request], 1, cost) == pytest.approx(expected, rel=0.01)

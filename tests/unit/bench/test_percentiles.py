@@ -3,7 +3,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.bench.percentiles import min_samples, percentile, summarize_samples
+from llmopt.bench.percentiles import (
+    min_samples,
+    percentile,
+    percentile_interval,
+    summarize_runs,
+    summarize_samples,
+)
 
 SAMPLES = st.lists(st.floats(0, 1e6), min_size=1, max_size=60)
 
@@ -40,3 +46,52 @@ def test_range_of_min_samples_covers_the_percentile(percent):
     fewer = draws[:, :-1]
     covered = (fewer.min(axis=1) <= percent / 100) & (fewer.max(axis=1) >= percent / 100)
     assert covered.mean() < 0.953
+
+
+@pytest.mark.parametrize(("percent", "size"), [(50, 6), (50, 25), (90, 40), (99, 400), (50, 3000)])
+def test_the_interval_of_a_percentile_covers_it(percent, size):
+    draws = np.sort(np.random.default_rng(1).random((1000, size)), axis=1)
+    hits = 0
+    for row in draws:
+        low, high = percentile_interval(row, percent)
+        hits += low <= percent / 100 <= high
+    assert 0.935 <= hits / 1000 <= 0.995
+
+
+@given(samples=st.lists(st.floats(0, 1e6), min_size=6, max_size=80))
+def test_the_interval_encloses_the_median_and_widens_with_dependence(samples):
+    ordered = sorted(samples)
+    low, high = percentile_interval(ordered, 50)
+    assert low <= percentile(ordered, 50) <= high
+    fewer = percentile_interval(ordered, 50, len(ordered) / 2)
+    if fewer is not None:
+        assert fewer[0] <= low
+        assert high <= fewer[1]
+
+
+@pytest.mark.parametrize(("percent", "needed"), [(50, 6), (95, 59), (99, 299)])
+def test_too_few_samples_have_no_interval(percent, needed):
+    samples = list(range(needed))
+    assert percentile_interval(samples[1:], percent) is None
+    assert percentile_interval(samples, percent) is not None
+    assert percentile_interval(samples, percent, n_eff=needed - 1) is None
+
+
+def test_the_last_tail_is_shown_only_with_samples_enough():
+    rng = np.random.default_rng(0)
+    enough = min_samples(99.9)
+    assert enough == 2995
+    assert summarize_samples(rng.random(enough)).p999 is not None
+    assert summarize_samples(rng.random(enough - 1)).p999 is None
+    assert summarize_runs([[1.0, 2.0] * enough]).p999 is not None
+    slow = np.repeat(rng.random(enough // 4), 8)  # eight of a kind: worth an eighth
+    assert summarize_runs([slow]).p999 is None
+
+
+def test_runs_are_independent_of_each_other():
+    run = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]  # a trend: worth less than six
+    once, twice = summarize_runs([run]), summarize_runs([run, run])
+    assert once.n_eff < 6
+    assert twice.n_eff == pytest.approx(2 * once.n_eff)
+    assert twice.n == 12
+    assert summarize_runs([]) is summarize_runs([[]]) is None

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from llmopt.bench import examine, sweep
-from llmopt.bench.metrics import summarize
+from llmopt.bench.metrics import summarize_cell
 from llmopt.bench.observer import SilentObserver
 from llmopt.data import read_text
 from llmopt.errors import ModelError, OutputError, UsageError
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("known_ceilings", "short_texts")
 @pytest.fixture
 def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The beginnings of the bundled texts, which take less time to tokenize."""
-    for module in ("bench.sweep", "quality.text"):
+    for module in ("bench.sweep", "quality.evaluation_text"):
         monkeypatch.setattr(f"llmopt.{module}.read_text", lambda name: read_text(name)[:20_000])
 
 
@@ -91,11 +91,11 @@ def runs_made(monkeypatch: pytest.MonkeyPatch, interrupt_at: int | None = None) 
     made: list[Any] = []
     real = sweep.measure_run
 
-    def noting(model: Any, text: Any, load: Any, **rest: Any) -> Any:
+    def noting(served: Any, load: Any, **rest: Any) -> Any:
         if len(made) == interrupt_at:
             raise KeyboardInterrupt
-        result = real(model, text, load, **rest)
-        made.append((load.concurrency, str(model.dtype), rest["repeat"]))
+        result = real(served, load, **rest)
+        made.append((load.spec.concurrency, str(served.model.dtype), rest["repeat"]))
         return result
 
     monkeypatch.setattr(sweep, "measure_run", noting)
@@ -119,8 +119,7 @@ def test_every_cell_becomes_one_whole_result(recipe, run, known_ceilings):
         assert passed["output-length"]
         assert passed["prompt-length"]
         assert passed["warm-up"]
-        dtype = result.model.compute_dtype
-        assert result.summary == summarize(result.runs, result.cost, result.ceilings, dtype)
+        assert result.summary == summarize_cell(result)
         assert result.summary.mfu > 0
         assert result.summary.mbu > 0
     assert [r.model.scheme for r in results[:3]] == ["fp32", "bf16", "rtn-w4g32"]
@@ -133,17 +132,52 @@ def test_quality_is_measured_once_per_target_and_not_for_the_base(recipe, run, m
     measured = []
     real = examine.measure_quality
 
-    def counting(*arguments: Any) -> Any:
+    def counting(*arguments: Any, **rest: Any) -> Any:
         measured.append(arguments)
-        return real(*arguments)
+        return real(*arguments, **rest)
 
     monkeypatch.setattr(examine, "measure_quality", counting)
-    results = {(r.target, r.load.concurrency): r.quality for r in run(recipe)}
+    quality = replace(recipe.quality, noise=False)
+    sweep_results = run(replace(recipe, quality=quality))
+    results = {(r.target, r.load.concurrency): r.quality for r in sweep_results}
     assert len(measured) == 2
+    assert results["rtn", 1].noise is results["rtn", 1].verdict is None
     assert results["fp32", 1] is results["fp32", 2] is None
     assert results["rtn", 1] == results["rtn", 2]
     assert results["rtn", 1].base_name == "fp32"
     assert results["rtn", 1].kld_mean > results["bf16", 1].kld_mean > 0
+
+
+def test_the_noise_floor_is_measured_once_and_is_the_target_that_it_equals(
+    recipe, run, monkeypatch
+):
+    scored = []
+    real = examine.score_windows
+
+    def counting(target: Any, *arguments: Any, **rest: Any) -> Any:
+        scored.append(target.scheme)
+        return real(target, *arguments, **rest)
+
+    monkeypatch.setattr(examine, "score_windows", counting)
+    same = Target("same", recipe.base.model, "float32")
+    observer = Recorder()
+    recipe = replace(recipe, targets=(same, *recipe.targets), loads=())
+    quality = {result.target: result.quality for result in run(recipe, observer)}
+    assert scored == ["bf16"]
+    assert observer.stages.count("measure the noise floor") == 1
+    assert {record.noise for record in quality.values() if record} == {quality["bf16"].noise}
+    assert 0 < quality["bf16"].noise.kld_mean == pytest.approx(quality["bf16"].kld_mean)
+    assert quality["bf16"].verdict.times_noise == 1
+    assert quality["bf16"].verdict.label == quality["same"].verdict.label == "indistinguishable"
+    assert quality["same"].kld_mean == quality["same"].verdict.times_noise == 0
+    assert quality["rtn"].verdict.times_noise > 1
+
+
+def test_a_base_in_16_bits_has_no_noise_floor(recipe, run):
+    base = replace(recipe.base, dtype="bfloat16")
+    results = run(replace(recipe, base=base, targets=recipe.targets[1:], loads=()))
+    assert results[1].quality.kld_mean > 0
+    assert results[1].quality.noise is results[1].quality.verdict is None
 
 
 def test_repeats_are_interleaved_over_the_cells(recipe, run, monkeypatch):
@@ -163,17 +197,19 @@ def test_every_target_gets_the_same_prompts_and_every_repeat_others(recipe, run,
     asked: list[Any] = []
     real = speed.run_load
 
-    async def noting(backend: Any, load: Any, prompts: Any, **rest: Any) -> Any:
-        asked.append((load.concurrency, rest["repeat"], prompts))
-        return await real(backend, load, prompts, **rest)
+    async def noting(backend: Any, plan: Any, **rest: Any) -> Any:
+        asked.append((plan.concurrency, rest["repeat"], plan))
+        return await real(backend, plan, **rest)
 
     monkeypatch.setattr(speed, "run_load", noting)
     run(recipe)
     by_run: dict[Any, set[Any]] = {}
-    for concurrency, repeat, prompts in asked:
+    for concurrency, repeat, plan in asked:
+        prompts = tuple(request.prompt_token_ids for request in (*plan.warmup, *plan.measured))
         by_run.setdefault((concurrency, repeat), set()).add(prompts)
     assert [len(prompts) for prompts in by_run.values()] == [1] * 4
-    assert len(set.union(*by_run.values())) == 4
+    beginnings = [prompt for prompts in set.union(*by_run.values()) for prompt in prompts]
+    assert len(set(beginnings)) == len(beginnings) == 2 * (4 + 5)
 
 
 def test_measuring_again_adds_files_and_overwrites_none(recipe, run, tmp_path):
@@ -248,10 +284,10 @@ def test_a_load_that_the_model_cannot_take_fails_alone(recipe, run):
 def test_a_run_that_breaks_ends_its_cell_and_keeps_the_runs_before(recipe, run, monkeypatch):
     real = sweep.measure_run
 
-    def breaking(model: Any, text: Any, load: Any, **rest: Any) -> Any:
-        if (load.concurrency, rest["repeat"]) == (2, 1):
+    def breaking(served: Any, load: Any, **rest: Any) -> Any:
+        if (load.spec.concurrency, rest["repeat"]) == (2, 1):
             raise RuntimeError("the allocator\n  is out of memory")
-        return real(model, text, load, **rest)
+        return real(served, load, **rest)
 
     monkeypatch.setattr(sweep, "measure_run", breaking)
     results = run(replace(recipe, targets=(), quality=None))
@@ -330,10 +366,10 @@ def test_without_loads_there_is_quality_and_what_it_took(quality_only, run, monk
 def test_a_quality_only_sweep_goes_on_where_it_stopped(quality_only, run, monkeypatch, tmp_path):
     real, measured = examine.measure_quality, []
 
-    def interrupted(*arguments: Any) -> Any:
+    def interrupted(*arguments: Any, **rest: Any) -> Any:
         if len(measured) == 2:
             raise KeyboardInterrupt
-        measured.append(real(*arguments))
+        measured.append(real(*arguments, **rest))
         return measured[-1]
 
     with monkeypatch.context() as patch:
@@ -343,7 +379,9 @@ def test_a_quality_only_sweep_goes_on_where_it_stopped(quality_only, run, monkey
     kept = list((tmp_path / "results").rglob("partial.json"))
     assert len(kept) == 3  # of the base, too
     counted = []
-    monkeypatch.setattr(examine, "measure_quality", lambda *a: counted.append(1) or real(*a))
+    monkeypatch.setattr(
+        examine, "measure_quality", lambda *a, **k: counted.append(1) or real(*a, **k)
+    )
     results = run(quality_only)
     assert len(counted) == 2
     assert [r.quality for r in results[1:3]] == measured
@@ -371,3 +409,27 @@ def test_a_gguf_file_is_served_like_any_other(quality_only, run, recipe, gguf_so
     assert results[1].model.scheme == "gguf-q8_0"
     assert results[1].quality.kld_mean == first[1].quality.kld_mean
     assert results[1].quantization == first[1].quantization
+
+
+def test_an_open_load_and_a_search_become_cells_of_their_own(recipe, run):
+    loads = (
+        Load(2, 6, 16, 4, "poisson", rate=50.0, slo="ttft<10s"),
+        Load(2, 6, 16, 4, "poisson", slo="ttft_p50<10s"),
+        Load(1, 3, 16, 4, "trace", trace="no-such-trace.csv"),
+    )
+    observer = Recorder()
+    results = run(replace(recipe, targets=(), quality=None, loads=loads), observer)
+    assert [r.cell_id for r in results] == [
+        "tiny-fp32-poisson-r50",
+        "tiny-fp32-poisson-slo",
+        "tiny-fp32-trace",
+    ]
+    known, found, missing = results
+    assert (known.load.kind, known.load.rate) == ("poisson", 50.0)
+    assert known.summary.goodput.share == 1
+    assert found.load.rate > 0
+    assert found.error is None
+    assert len(found.runs) == 2
+    assert "no-such-trace.csv cannot be read" in missing.error
+    assert "search the rate of tiny-fp32-poisson-slo" in observer.stages
+    assert observer.open == 0

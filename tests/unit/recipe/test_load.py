@@ -59,7 +59,7 @@ def test_a_recipe_becomes_data_with_all_defaults(tmp_path: Path) -> None:
         seed=0,
         backend="llmopt",
         calibration=Calibration("bundled", 32, 512),
-        quality=Quality("bundled", 256, 16),
+        quality=Quality("bundled", "windows", 256, 16, True),
     )
 
 
@@ -85,7 +85,8 @@ def test_the_demo_compares_the_five_schemes_at_two_loads() -> None:
             "name: demo",
             "nam: demo",
             "r.yaml:1: unknown key 'nam' in the recipe. Allowed: name, base, targets, loads, "
-            "repeats, warmup_requests, seed, backend, calibration, quality. Did you mean 'name'?",
+            "repeats, warmup_requests, seed, backend, calibration, quality, price_per_hour. "
+            "Did you mean 'name'?",
         ),
         ("name: demo", "repeats: 2", "r.yaml:1: the recipe lacks 'name'. It needs name, base"),
         ("name: demo", "name: 4", "r.yaml:1: 'name' is '4'. It must be text."),
@@ -125,6 +126,18 @@ def test_the_demo_compares_the_five_schemes_at_two_loads() -> None:
         ("concurrency: 1", "concurrency: 8", "r.yaml:9: 4 requests cannot keep 8 in flight"),
         ("concurrency: 1", "concurrency: true", "'concurrency' is 'true'. It must be a whole"),
         ("{window: 256}", "{window: 1}", "r.yaml:10: window is 1. It must be at least 2."),
+        (
+            "{window: 256}",
+            "{num_windows: 1}",
+            "r.yaml:10: num_windows is 1. It must be at least 2.",
+        ),
+        (
+            "{window: 256}",
+            "{protocol: lama.cpp}",
+            "r.yaml:10: 'protocol' is 'lama.cpp'. Allowed: windows, paper, llama.cpp, rolling. "
+            "Did you mean 'llama.cpp'?",
+        ),
+        ("{window: 256}", "{noise: 1}", "r.yaml:10: 'noise' is '1'. It must be true or false."),
         ("{window: 256}", "yes", "r.yaml:10: 'quality' is 'yes'. It must be a mapping"),
         ("{window: 256}", "[1]", "r.yaml:10: 'quality' is a list. It must be a mapping"),
         ("{window: 256}", "{window: 2024-13-45}", "which YAML cannot read"),
@@ -189,6 +202,22 @@ def test_without_loads_only_quality_is_measured(tmp_path: Path) -> None:
     recipe = load_text(tmp_path, "name: r\nbase: {model: m}\ntargets: []\nquality: {window: 256}\n")
     assert recipe.loads == ()
     assert cells(recipe) == [Cell("r-base-quality", Target("base", "m"), None)]
+
+
+def test_a_protocol_has_its_own_length_and_may_take_the_whole_text(tmp_path: Path) -> None:
+    quality = "{protocol: rolling, num_windows: null, noise: false}"
+    recipe = load_text(tmp_path, GOOD.replace("{window: 256}", quality))
+    assert recipe.quality == Quality("bundled", "rolling", None, None, False)
+
+
+def test_the_ladder_goes_from_rounding_noise_to_damage_without_loads() -> None:
+    recipe = load_recipe(RECIPES / "precision-ladder.yaml")
+    names = [target.name for target in recipe.targets]
+    assert names[0] == "bf16"
+    assert names[-1] == "rtn-w2g64"
+    assert {"int8", "nf4", "gguf-q4_k_m", "gptq-w4g64", "awq-w4g64-asym"} < set(names)
+    assert recipe.loads == ()
+    assert recipe.quality == Quality("wikitext-2", "windows", 512, 16, True)
 
 
 def test_a_target_may_name_its_scheme(tmp_path: Path) -> None:

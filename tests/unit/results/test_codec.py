@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -7,7 +8,17 @@ from hypothesis import strategies as st
 
 from llmopt.errors import ResultError
 from llmopt.results.codec import from_json, to_json
-from llmopt.results.schema import BackendFacts, CellResult, PartialCell, Percentiles
+from llmopt.results.schema import (
+    BackendFacts,
+    CellResult,
+    DeltaP,
+    NoiseFloor,
+    PartialCell,
+    Percentiles,
+    QualityBucket,
+    QualityRecord,
+    Verdict,
+)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
@@ -71,7 +82,9 @@ def test_wrong_fields_deep_inside_are_named(make_result: Callable[..., CellResul
 def test_literals_are_checked(make_result: Callable[..., CellResult]) -> None:
     document = to_json(make_result())
     document["load"]["kind"] = "open"
-    with pytest.raises(ResultError, match=r"'load\.kind' must be one of 'closed', not 'open'"):
+    with pytest.raises(
+        ResultError, match=r"'load\.kind' must be one of 'closed', .*'trace', not 'open'"
+    ):
         from_json(CellResult, document, "f.json")
 
 
@@ -91,3 +104,50 @@ def test_fields_with_defaults_may_be_missing(make_result: Callable[..., CellResu
 def test_what_json_cannot_hold_breaks_a_law_at_once() -> None:
     with pytest.raises(AssertionError, match="not JSON"):
         to_json(BackendFacts("llmopt", "1", {"bad": object()}))
+
+
+OLD_QUALITY = {  # a record as the first files have it
+    "base_name": "smollm2-135m",
+    "base_scheme": "fp32",
+    "text_name": "evaluation.txt",
+    "text_sha256": "ab" * 32,
+    "protocol": "windows of 512 tokens",
+    "window": 512,
+    "num_windows": 16,
+    "num_tokens": 8176,
+    "kld_mean": 0.02,
+    "kld_mean_ci": [0.019, 0.021],
+    "kld_median": 0.01,
+    "kld_p99": 0.1,
+    "kld_max": 0.3,
+    "top1_agreement": 0.95,
+    "top1_agreement_ci": [0.94, 0.96],
+    "ppl": 20.0,
+    "base_ppl": 19.0,
+    "ppl_ratio": 1.05,
+    "ppl_ratio_ci": [1.04, 1.06],
+    "confidence": 0.95,
+}
+
+
+def test_a_quality_record_of_before_the_noise_floor_is_still_read() -> None:
+    record = from_json(QualityRecord, OLD_QUALITY, "f.json")
+    assert (record.protocol, record.protocol_name) == ("windows of 512 tokens", "windows")
+    assert (record.kld_p90, record.delta_p, record.noise, record.verdict) == (None,) * 4
+    assert (record.by_confidence, record.source, record.lower_bound) == ((), "llmopt", False)
+
+
+def test_all_parts_of_a_quality_record_come_back() -> None:
+    record = replace(
+        from_json(QualityRecord, OLD_QUALITY, "f.json"),
+        ppl_ci=(19.0, 21.0),
+        delta_p=DeltaP(-0.01, (-0.02, 0.0), 0.03, -0.3, -0.1, -0.01, 0.0, 0.01, 0.1, 0.2),
+        by_position=(QualityBucket("1–31", 31, 0.02, 0.9),),
+        noise=NoiseFloor("bf16", 1e-3, (0.9e-3, 1.1e-3), 1.0, (0.99, 1.01)),
+        verdict=Verdict("worse", float("inf"), (2.0, float("inf")), "Worse than the base."),
+    )
+    text = json.dumps(to_json(record), allow_nan=False)
+    assert from_json(QualityRecord, json.loads(text), "f.json") == record
+    other = {"label": "better", "times_noise": 1, "times_noise_ci": [1, 1], "text": ""}
+    with pytest.raises(ResultError, match=r"'verdict\.label' must be one of 'indistinguishable'"):
+        from_json(QualityRecord, OLD_QUALITY | {"verdict": other}, "f.json")

@@ -1,0 +1,37 @@
+"""JSON and JSON-lines files of other tools, as a list of objects.
+
+Knows nothing about what the objects mean. The law: what is not JSON is one sentence with a remedy.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from llmopt.errors import ResultError
+
+Document = dict[str, Any]
+
+
+def read_documents(path: Path) -> list[Document]:
+    """The objects of a file: one, a list of them, or one a line. Raises ResultError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ResultError(f"{path} cannot be read ({error})", "Check the path.") from None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = _lines(path, text)
+    objects = value if isinstance(value, list) else [value]
+    if not objects or not all(isinstance(item, dict) for item in objects):
+        raise ResultError(f"{path} holds no JSON objects", "Give a benchmark's JSON file.")
+    return objects
+
+
+def _lines(path: Path, text: str) -> list[Any]:
+    try:
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except ValueError as error:
+        raise ResultError(
+            f"{path} is not a whole JSON file ({error})", "It may have been cut off."
+        ) from None

@@ -1,0 +1,77 @@
+"""Goodput: what was served within the bounds that its users need.
+
+Knows nothing about searching for a load that keeps them. The law: a request that failed, or that
+lacks a latency which a bound asks for, is not good (but one of a single token has no TPOT or ITL to
+exceed), and all requests count in the share.
+"""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, median
+
+from llmopt.bench.latencies import LATENCIES
+from llmopt.bench.percentiles import percentile
+from llmopt.results.schema import Goodput, RequestRecord, RunRecord, SloTerm
+
+_OF_LATER_TOKENS = {"tpot", "itl"}
+
+
+def goodput(runs: Sequence[RunRecord], slo: Sequence[SloTerm]) -> Goodput | None:
+    """Rates are medians over the runs, the share is of all of them; None without an SLO."""
+    if not slo:
+        return None
+    good = [[request for request in run.requests if is_good(request, slo)] for run in runs]
+    spans = [max(run.duration_s, 1e-9) for run in runs]
+    num_requests = sum(len(run.requests) for run in runs)
+    return Goodput(
+        requests_per_s=median(len(kept) / span for kept, span in zip(good, spans, strict=True)),
+        tokens_per_s=median(
+            sum(request.num_output_tokens for request in kept) / span
+            for kept, span in zip(good, spans, strict=True)
+        ),
+        share=sum(map(len, good)) / max(1, num_requests),
+        met=all(is_met(runs, term) for term in slo),
+    )
+
+
+def is_good(request: RequestRecord, slo: Sequence[SloTerm]) -> bool:
+    """Whether one request was served within every bound, percentile or not."""
+    if request.error is not None:
+        return False
+    return all(value is not None and value <= t.limit_ms for t in slo for value in _ms(request, t))
+
+
+def is_met(runs: Sequence[RunRecord], term: SloTerm) -> bool:
+    """Whether the term holds: for its percentile of all requests, or for every one of them.
+
+    A request that failed is later than any bound.
+    """
+    values = []
+    for run in runs:
+        for request in run.requests:
+            found = [] if request.error is not None else _ms(request, term)
+            known = [value for value in found if value is not None]
+            failed = request.error is not None or len(known) < len(found)
+            values.append(float("inf") if failed else max(known, default=0.0))
+    if not values:
+        return False
+    return _at(sorted(values), term.percent) <= term.limit_ms
+
+
+def _at(ordered: Sequence[float], percent: float | None) -> float:
+    """The percentile, or the largest; an infinite neighbour makes it infinite, never NaN."""
+    if percent is None:
+        return ordered[-1]
+    position = (len(ordered) - 1) * percent / 100
+    above = ordered[math.ceil(position)]
+    if math.isinf(above) or position.is_integer():
+        return above
+    return percentile(ordered, percent)
+
+
+def _ms(request: RequestRecord, term: SloTerm) -> list[float | None]:
+    """The latency of a term, one or none; an ITL is the mean of the request's."""
+    values = list(LATENCIES[term.metric](request))
+    if not values and term.metric in _OF_LATER_TOKENS and request.num_output_tokens == 1:
+        return []
+    return [1000 * fmean(values)] if values else [None]

@@ -1,0 +1,69 @@
+"""How the built-in engine serves a target: what a recipe may change of its settings.
+
+Plain data; knows nothing about the engine. The law: what is absent is as the load wants it, so
+that targets differ in what they say and in nothing else.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """How tokens are guessed ahead.
+
+    proposer: ngram, draft:MODEL, self-quantized:4, self-quantized:8 or layers:N
+    num_draft_tokens: most of them at once; adaptive: fewer where that was seen to be faster
+    synthetic_acceptance: the chance that a guess is taken, whatever the model says: for random
+        weights, whose output means nothing anyway
+    """
+
+    proposer: str = "ngram"
+    num_draft_tokens: int | None = None
+    adaptive: bool | None = None
+    min_ngram: int | None = None
+    max_ngram: int | None = None
+    synthetic_acceptance: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Settings of the engine; what is absent is its default, or follows from the load.
+
+    num_blocks, kv_memory_bytes: of the cache; absent: room for all requests that are served at once
+    policy: static serves batch by batch, each request with room for its full length
+    prefix_caching: keep what was computed for later requests that begin alike
+    attention_window, sink_tokens: what every layer sees and keeps at most; it changes the output
+    speculation: a proposer, or all about it
+    """
+
+    block_size: int | None = None
+    num_blocks: int | None = None
+    kv_memory_bytes: int | None = None
+    kv_dtype: Literal["auto", "fp8", "int8"] | None = None
+    max_num_batched_tokens: int | None = None
+    max_prefill_chunk: int | None = None
+    max_num_seqs: int | None = None
+    max_model_len: int | None = None
+    policy: Literal["fcfs", "priority", "static"] | None = None
+    preemption: Literal["recompute", "swap"] | None = None
+    host_memory_bytes: int | None = None
+    prefix_caching: bool | None = None
+    attention_window: int | None = None
+    sink_tokens: int | None = None
+    speculation: Speculation | str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The settings that are not absent, but for speculation."""
+        return _given(self, without="speculation")
+
+    def given_speculation(self) -> dict[str, Any] | None:
+        """What is said about speculation; None: nothing."""
+        if isinstance(self.speculation, str):
+            return {"proposer": self.speculation}
+        return None if self.speculation is None else _given(self.speculation)
+
+
+def _given(settings: EngineSettings | Speculation, without: str = "") -> dict[str, Any]:
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    return {name: v for name, v in values.items() if v is not None and name != without}

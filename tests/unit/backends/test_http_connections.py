@@ -1,0 +1,54 @@
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from llmopt.backends.http_connections import HttpConnections
+from llmopt.errors import UsageError
+
+
+def ask(model: str) -> bytes:
+    return json.dumps({"model": model, "prompt": [1], "max_tokens": 4, "stream": True}).encode()
+
+
+async def read(connections: HttpConnections, model: str) -> tuple[int, bytes]:
+    content = b""
+    async with connections.post("/v1/completions", {}, ask(model)) as answer:
+        while piece := await answer.body.read():
+            content += piece
+    return answer.head.status, content
+
+
+def test_an_answer_that_was_left_unread_is_not_the_next_ones(mock: Any) -> None:
+    model = mock.add("unread", ttft_s=0.0, tpot_s=0.0)
+
+    async def main() -> tuple[int, bytes]:
+        connections = HttpConnections(mock.url)
+        async with connections.post("/v1/completions", {}, ask(model)) as answer:
+            assert answer.head.status == 200
+            await asyncio.sleep(0.1)  # the rest has come and waits
+        found = await read(connections, model)
+        assert connections.num_opened == 2
+        return found
+
+    status, content = asyncio.run(main())
+    assert (status, content.count(b" a")) == (200, 4)
+
+
+def test_an_error_that_was_read_leaves_the_connection_good(mock: Any) -> None:
+    model = mock.add("after an error", ttft_s=0.0, tpot_s=0.0)
+
+    async def main() -> list[int]:
+        connections = HttpConnections(mock.url)
+        statuses = [(await read(connections, name))[0] for name in ("absent", model, "absent")]
+        assert connections.num_opened == 1
+        return statuses
+
+    assert asyncio.run(main()) == [404, 200, 404]
+
+
+@pytest.mark.parametrize("url", ["http://host:0", "http://host?x=1", "host", "http://[::1"])
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(UsageError, match="address"):
+        HttpConnections(url)

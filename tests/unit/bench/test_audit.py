@@ -1,0 +1,215 @@
+import json
+
+import pytest
+
+from llmopt.bench.audit import audit_file
+from llmopt.errors import ResultError
+
+
+def vllm_file(**changes):
+    """300 requests of 5 tokens, two at a time: TTFT 100 ms, then 4 chunks of 50 ms."""
+    size = 300
+    starts = [100 + 0.3 * (i // 2) + 0.001 * (i % 2) for i in range(size)]
+    duration = 0.3 * size / 2 + 0.01
+    return {
+        "date": "20260101-000000",
+        "model_id": "tiny",
+        "max_concurrency": 2,
+        "duration": duration,
+        "completed": size,
+        "output_throughput": 5 * size / duration,
+        "mean_ttft_ms": 100.0,
+        "mean_tpot_ms": 50.0,
+        "mean_e2el_ms": 300.0,
+        "input_lens": [64] * size,
+        "output_lens": [5] * size,
+        "ttfts": [0.1] * size,
+        "itls": [[0.05] * 4] * size,
+        "latencies": [0.3] * size,
+        "start_times": starts,
+        "queue_times": [0.0] * size,
+        "errors": [""] * size,
+    } | changes
+
+
+def guidellm_file(num_failed=0):
+    def request(index, failed):
+        start = 1000.0 + 0.5 * index
+        timings = {
+            "targeted_start": start - 0.2,
+            "request_start": start,
+            "first_token_iteration": start + 0.1,
+            "last_token_iteration": start + 0.4,
+            "request_end": start + 0.41,
+        }
+        return {
+            "request_id": str(index),
+            "prompt_tokens": 10,
+            "output_tokens": 4,
+            "info": {"timings": timings, "error": "HTTP 500" if failed else None},
+        }
+
+    requests = {
+        "successful": [request(i, False) for i in range(20)],
+        "errored": [request(20 + i, True) for i in range(num_failed)],
+        "incomplete": [],
+    }
+    strategy = {"strategy": {"type_": "constant"}}
+    return {"benchmarks": [{"requests": requests, "config": strategy, "duration": 11.0}]}
+
+
+def aiperf_line(index, **changes):
+    start = 10**18 + index * 10**8
+    metadata = {"request_start_ns": start, "request_end_ns": start + 3 * 10**8}
+    metrics = {
+        "input_sequence_length": {"value": 64, "unit": "tokens"},
+        "output_sequence_length": {"value": 5, "unit": "tokens"},
+        "time_to_first_token": {"value": 100.0, "unit": "ms"},
+        "request_latency": {"value": 300.0, "unit": "ms"},
+        "inter_chunk_latency": {"value": [50.0] * 4, "unit": "ms"},
+    }
+    return {"metadata": metadata, "metrics": metrics, "error": None} | changes
+
+
+LLAMA_BENCH = {
+    "model_type": "llama 1B Q4_0",
+    "n_prompt": 0,
+    "n_gen": 128,
+    "avg_ts": 119.0,
+    "samples_ts": [119.0, 120.0, 119.0, 118.0, 119.0],
+}
+
+
+@pytest.fixture
+def audit(tmp_path):
+    def of(document):
+        path = tmp_path / "result.json"
+        path.write_text(document if isinstance(document, str) else json.dumps(document))
+        (found,) = audit_file(path)
+        return found
+
+    return of
+
+
+def failed(found):
+    return {check.name for check in found.checks if not check.passed}
+
+
+def test_a_good_file_of_vllm_passes(audit):
+    found = audit(vllm_file())
+    assert found.tool == "vllm bench"
+    assert failed(found) == set()
+    assert found.passed
+    assert {"recomputed:mean_ttft_ms", "coordinated-omission", "samples"} <= {
+        check.name for check in found.checks
+    }
+    assert any("cache-state" in line for line in found.missing)
+
+
+@pytest.mark.parametrize(
+    ("changes", "check"),
+    [
+        ({"errors": ["timeout"] + [""] * 299}, "requests-served"),
+        ({"queue_times": [0.1] * 300}, "coordinated-omission"),
+        ({"mean_ttft_ms": 90.0}, "recomputed:mean_ttft_ms"),
+        ({"output_throughput": 999.0}, "recomputed:output_throughput"),
+        ({"max_concurrency": 1}, "littles-law"),
+    ],
+)
+def test_what_is_wrong_in_a_file_of_vllm_is_found(audit, changes, check):
+    assert check in failed(audit(vllm_file(**changes)))
+
+
+def test_a_server_with_one_slot_is_found(audit):
+    itls = [[0.05] * 9] * 300
+    one_slot = vllm_file(
+        itls=itls,
+        output_lens=[10] * 300,
+        latencies=[0.55 if i % 2 == 0 else 1.05 for i in range(300)],
+        ttfts=[0.1 if i % 2 == 0 else 0.6 for i in range(300)],
+        start_times=[1.05 * (i // 2) for i in range(300)],
+        duration=160.0,
+    )
+    assert "parallelism" in failed(audit(one_slot))
+
+
+def test_old_files_of_vllm_have_no_clock(audit):
+    old = {
+        key: value
+        for key, value in vllm_file().items()
+        if key not in {"start_times", "queue_times", "latencies"}
+    }
+    found = audit(old)
+    assert found.passed
+    assert any("when each request was sent" in line for line in found.missing)
+    assert any("when the load wanted" in line for line in found.missing)
+
+
+def test_a_file_without_single_requests_asks_for_them(audit):
+    summary = {k: v for k, v in vllm_file().items() if k not in {"ttfts", "itls", "output_lens"}}
+    with pytest.raises(ResultError, match="--save-detailed"):
+        audit(summary)
+
+
+def test_guidellm(audit):
+    found = audit(guidellm_file())
+    assert (found.tool, found.title) == ("GuideLLM", "constant")
+    assert failed(found) == {"samples", "coordinated-omission"}  # 20 requests, 200 ms in a queue
+    found = audit(guidellm_file(num_failed=3))
+    (errors,) = (check for check in found.checks if check.name == "requests-served")
+    assert not errors.passed
+    assert errors.detail == "20 of 23 requests served; first error: HTTP 500"
+
+
+def test_aiperf(audit):
+    lines = [aiperf_line(i) for i in range(300)]
+    lines.append(aiperf_line(0, metadata=lines[0]["metadata"] | {"benchmark_phase": "warmup"}))
+    found = audit("\n".join(map(json.dumps, lines)))
+    assert found.tool == "AIPerf"
+    assert failed(found) == set()
+    error = {"code": 499, "type": "Cancelled", "message": "too slow"}
+    lines[7] = aiperf_line(7, error=error, metrics={})
+    found = audit("\n".join(map(json.dumps, lines)))
+    assert failed(found) == {"requests-served"}
+    assert "Cancelled: too slow" in next(c.detail for c in found.checks if not c.passed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({}, set()),
+        ({"samples_ts": [119.0, 120.0]}, {"samples"}),
+        ({"samples_ts": [150.0, 119.0, 90.0, 119.0, 117.0]}, {"spread"}),
+        ({"samples_ts": [131.0, 125.0, 119.0, 113.0, 107.0]}, {"drift"}),
+        ({"avg_ts": 140.0}, {"recomputed:avg_ts"}),
+        ({"n_gen_warmup": 0}, {"warm-up"}),
+    ],
+)
+def test_llama_bench(audit, changes, wrong):
+    found = audit([LLAMA_BENCH | changes])
+    assert found.title == "llama 1B Q4_0 tg128"
+    assert failed(found) == wrong
+    assert "a server of the same model is slower" in found.missing[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "not a result of vllm bench"),
+        ("[]", "no JSON objects"),
+        ("[1]", "no JSON objects"),
+        ("{", "not a whole JSON file"),
+        (json.dumps(vllm_file(itls=[[0.1]])), "looks like a file of vllm bench, but is not whole"),
+        (json.dumps({"benchmarks": [{}]}), "looks like a file of GuideLLM, but is not whole"),
+    ],
+)
+def test_what_cannot_be_read_is_one_sentence(tmp_path, text, message):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ResultError, match=message):
+        audit_file(path)
+
+
+def test_a_missing_file_is_one_sentence(tmp_path):
+    with pytest.raises(ResultError, match="cannot be read"):
+        audit_file(tmp_path / "none.json")

@@ -211,6 +211,7 @@ def test_cancelling_the_run_cancels_every_request(make):
     assert backend.open_streams == 0
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_reaches_the_caller_with_every_stream_closed(make):
     def script(index: int) -> Any:
         if index == 3:

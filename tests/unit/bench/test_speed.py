@@ -59,6 +59,7 @@ def test_a_text_that_is_too_short_is_refused(model):
     assert engine_threads() == []
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_stops_the_engine(served):
     def interrupt(done: int) -> None:
         if done == 2:

@@ -272,15 +272,10 @@ def test_a_directory_is_no_gguf_file(request_of):
         )
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_the_command_line_interrupt_reaches_the_worker(worker, request_of, tmp_path):
     """Ctrl-C at a terminal arrives as SIGINT at this process only."""
     worker("import os, time\ndef quantize(job):\n    print('up', flush=True)\n    time.sleep(60)")
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            quantize_with_engine(
-                "stub", request_of(), lambda line: os.kill(os.getpid(), signal.SIGINT)
-            )
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_with_engine("stub", request_of(), lambda line: os.kill(os.getpid(), signal.SIGINT))
     assert left_over(tmp_path) == []

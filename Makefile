@@ -14,11 +14,11 @@ demo: $(STAMP)
 	$(BIN)/llmopt report demo/results
 
 # What README.md and results/ show of the committed result files.
-METHODS := $(notdir $(wildcard results/methods-*))
+EMBEDDED := $(shell sed -n 's/^<!-- begin llmopt report \([^ ]*\) -->$$/\1/p' README.md)
 
 readme: $(STAMP)
 	$(BIN)/llmopt report results/demo --into README.md --png results/demo/report.png
-	@set -e; for name in $(METHODS); do \
+	@set -e; for name in $(EMBEDDED); do \
 	    $(BIN)/llmopt report results/$$name --into README.md --place $$name --png results/$$name/report.png; \
 	done
 	$(BIN)/llmopt report results --format markdown --out results/README.md

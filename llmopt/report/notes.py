@@ -170,7 +170,7 @@ def _load_note(load: LoadSpec, num_runs: int) -> str:
     mean = "" if load.workload is None else " on average"
     return (
         f"Load: {shape}, {load.prompt_tokens} prompt and {load.output_tokens} output tokens "
-        f"each{mean}; {num_runs} runs."
+        f"each{mean}; {num_runs} run{'' if num_runs == 1 else 's'}."
     )
 
 

@@ -3,11 +3,15 @@
 import importlib.util
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from llmopt.results.schema import QualityRecord
 
 
 @pytest.fixture
@@ -16,6 +20,33 @@ def interruptible() -> Iterator[None]:
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, previous)
+
+
+@pytest.fixture(scope="session")
+def make_quality() -> Callable[..., QualityRecord]:
+    """A quality record, plausible where nothing else is said."""
+    plain = QualityRecord(
+        base_name="smollm2-135m",
+        base_scheme="fp32",
+        text_name="bundled",
+        text_sha256="0" * 64,
+        protocol="windows of 512 tokens",
+        window=512,
+        num_windows=4,
+        num_tokens=2044,
+        kld_mean=0.05,
+        kld_mean_ci=(0.04, 0.06),
+        kld_median=0.02,
+        kld_p99=0.5,
+        kld_max=3.0,
+        top1_agreement=0.9,
+        top1_agreement_ci=(0.88, 0.92),
+        ppl=21.0,
+        base_ppl=20.0,
+        ppl_ratio=1.05,
+        ppl_ratio_ci=(1.02, 1.08),
+    )
+    return partial(replace, plain)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,19 +24,12 @@ PLAIN_INTERVAL_S = 10.0  # between lines where there is no terminal
 SHORT_STAGE_S = 0.5  # below this nobody waited
 
 
-class StageProgress:
-    """One stage after the other; implements `llmopt.bench.observer.Observer`.
-
-    `with StageProgress() as progress: progress.stage_started("quantize");
-    progress.stage_advanced(...)`.
-    """
+class LiveView:
+    """A bar on standard error from the beginning of a `with` to its end, and lines above it."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self._bar = live_bar(self.console)
-        self._task: TaskID | None = None
-        self._stage = ""
-        self._started = self._last_line = 0.0
+        self._bar = _live_bar(self.console)
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -49,6 +42,23 @@ class StageProgress:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
+
+    def _line(self, text: str, style: str = "dim") -> None:
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+class StageProgress(LiveView):
+    """One stage after the other; implements `llmopt.bench.observer.Observer`.
+
+    `with StageProgress() as progress: progress.stage_started("quantize");
+    progress.stage_advanced(...)`.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(console)
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._started = self._last_line = 0.0
 
     def stage_started(self, stage: str) -> None:
         """Begin a stage; its size becomes known when it first advances."""
@@ -88,9 +98,6 @@ class StageProgress:
         finally:
             self.stage_finished()
 
-    def _line(self, text: str) -> None:
-        self.console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
-
 
 def _eta(elapsed_s: float, done: int, total: int) -> str:
     if done <= 0:
@@ -98,7 +105,7 @@ def _eta(elapsed_s: float, done: int, total: int) -> str:
     return f"({elapsed_s:.0f} s, about {elapsed_s * (total - done) / done:.0f} s left)"
 
 
-def live_bar(console: Console) -> Progress:
+def _live_bar(console: Console) -> Progress:
     """A bar with ETA whose tasks have a field `detail`; nothing is drawn without a terminal."""
     return Progress(
         SpinnerColumn(),

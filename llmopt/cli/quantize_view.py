@@ -5,19 +5,17 @@ Knows what the quantizers report; computes nothing.
 
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
-from llmopt.cli.progress import PLAIN_INTERVAL_S, live_bar
+from llmopt.cli.progress import PLAIN_INTERVAL_S, LiveView
 from llmopt.hardware.memory import host_bytes
 from llmopt.quantize.options import ModuleFinished, QuantizeSummary
 
 
-class QuantizeView:
+class QuantizeView(LiveView):
     """Draws a run on standard error (`QuantizeObserver`); `damping`: where GPTQ begins.
 
     At a terminal a live line: block, module, loss, damping, memory, time that is left. Elsewhere
@@ -25,25 +23,12 @@ class QuantizeView:
     """
 
     def __init__(self, damping: float, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        super().__init__(console)
         self._damping = damping
         self._done = 0
         self._task: TaskID | None = None
         self._stage = ""
         self._last_line = time.monotonic()
-        self._bar = live_bar(self.console)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
 
     def stage_started(self, stage: str) -> None:
         """Show what is being done."""
@@ -84,9 +69,6 @@ class QuantizeView:
     def note(self, text: str) -> None:
         """Leave a line."""
         self._line(text, "default")
-
-    def _line(self, text: str, style: str = "dim") -> None:
-        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def summary_table(summaries: Sequence[QuantizeSummary]) -> Table:

@@ -14,7 +14,7 @@ import codecs
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from llmopt.models.tokenizer import Tokenizer
 
@@ -65,19 +65,19 @@ class TokenText:
         return token.replace(_SPACE_MARK, " ").encode()
 
 
-class Detokenizer:
+class Detokenizer(Protocol):
     """One text in the making."""
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Add tokens; return the text that is settled now and was not before."""
-        raise NotImplementedError
+        ...
 
     def finish(self) -> str:
         """The rest of the text; an incomplete character becomes U+FFFD."""
-        raise NotImplementedError
+        ...
 
 
-class _ByteDetokenizer(Detokenizer):
+class _ByteDetokenizer:
     def __init__(self, tokens: TokenText, strips_first_space: bool) -> None:
         self._tokens = tokens
         self._strip = strips_first_space
@@ -97,7 +97,7 @@ class _ByteDetokenizer(Detokenizer):
         return text
 
 
-class _WindowDetokenizer(Detokenizer):
+class _WindowDetokenizer:
     """Decodes the tokens since the last settled place, behind the token before them.
 
     That token shows how the tokenizer joins them to the text.

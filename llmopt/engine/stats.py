@@ -51,11 +51,6 @@ class EngineStats:
     peak_waste_share: float = 0.0
 
     @property
-    def prefix_hit_rate(self) -> float:
-        """Share of prompt tokens that were found in the prefix cache."""
-        return self.num_prefix_hit_tokens / max(1, self.num_prompt_tokens)
-
-    @property
     def acceptance_rate(self) -> float:
         """Share of drafted tokens that were taken."""
         return self.num_accepted_tokens / max(1, self.num_draft_tokens)

@@ -11,7 +11,7 @@ from typing import Self
 
 import torch
 
-from llmopt.errors import CheckpointError, QuantizationError
+from llmopt.errors import QuantizationError
 from llmopt.formats.gguf_layouts import LAYOUTS, BlockLayout
 
 _PLAIN_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -80,7 +80,6 @@ GGML_TYPES: dict[str, GgmlType] = {
         _quantized("iq4_xs", 23),
     )
 }
-_TYPE_OF_ID = {ggml_type.id: ggml_type for ggml_type in GGML_TYPES.values()}
 
 
 def ggml_type(name: str) -> GgmlType:
@@ -90,17 +89,6 @@ def ggml_type(name: str) -> GgmlType:
         raise QuantizationError(
             f"{name!r} is not a ggml type that is written here",
             f"Choose one of {', '.join(GGML_TYPES)}.",
-        )
-    return found
-
-
-def ggml_type_of_id(number: int) -> GgmlType:
-    """The type of a number in a file; CheckpointError if it cannot be read."""
-    found = _TYPE_OF_ID.get(number)
-    if found is None:
-        raise CheckpointError(
-            f"the file has a tensor of ggml type {number}, which cannot be read",
-            f"Use a file with the types {', '.join(GGML_TYPES)} only.",
         )
     return found
 

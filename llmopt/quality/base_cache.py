@@ -26,7 +26,7 @@ from llmopt.formats.weights import Checkpoint
 from llmopt.hardware.cache import cache_directory
 from llmopt.quality.base_codec import CompactRows, concatenate_rows, decode, encode
 from llmopt.quality.divergence import compare_logits
-from llmopt.quality.source import LogitSource, rows_per_chunk
+from llmopt.quality.source import LogitSource, WrappedLogits, rows_per_chunk
 from llmopt.quality.windows import Window
 from llmopt.quantize.identity import hash_files
 from llmopt.quantize.packing import tensor_digest
@@ -67,7 +67,7 @@ class _StoredWindow:
     error_max: float
 
 
-class DiskLogits:
+class DiskLogits(WrappedLogits):
     """What a source gave, in compact form, on disk from the first time on.
 
     The compact form's own error is measured when it is made and kept beside it. From the first
@@ -79,7 +79,7 @@ class DiskLogits:
         self, source: LogitSource, directory: Path, *, max_bytes: int = DEFAULT_MAX_BYTES
     ) -> None:
         """`max_bytes`: of all directories beside `directory`, and its own."""
-        self.source = source
+        super().__init__(source)
         self.directory = directory
         self.remark: str | None = None  # why something is not on disk, for the user
         self._max_bytes = max_bytes
@@ -87,26 +87,6 @@ class DiskLogits:
         self._is_fit = True
         self._error_sum = 0.0
         self._num_rows = 0
-
-    @property
-    def name(self) -> str:
-        """The source's."""
-        return self.source.name
-
-    @property
-    def scheme(self) -> str:
-        """The source's."""
-        return self.source.scheme
-
-    @property
-    def vocab_size(self) -> int:
-        """The source's."""
-        return self.source.vocab_size
-
-    @property
-    def max_tokens(self) -> int:
-        """The source's."""
-        return self.source.max_tokens
 
     @property
     def error(self) -> float | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from llmopt.quality.source import LogitSource
+from llmopt.quality.source import LogitSource, WrappedLogits
 from llmopt.quality.windows import Window
 
 DEFAULT_CACHE_BYTES = 2 << 30
@@ -16,33 +16,13 @@ DEFAULT_CACHE_BYTES = 2 << 30
 WindowKey = tuple[bytes, int]
 
 
-class KeptLogits:
+class KeptLogits(WrappedLogits):
     """What a source gave, kept in RAM while it fits in `max_cache_bytes`, else computed again."""
 
     def __init__(self, source: LogitSource, max_cache_bytes: int = DEFAULT_CACHE_BYTES) -> None:
-        self.source = source
+        super().__init__(source)
         self._free_bytes = max_cache_bytes
         self._kept: dict[WindowKey, list[Tensor]] = {}
-
-    @property
-    def name(self) -> str:
-        """The source's."""
-        return self.source.name
-
-    @property
-    def scheme(self) -> str:
-        """The source's."""
-        return self.source.scheme
-
-    @property
-    def vocab_size(self) -> int:
-        """The source's."""
-        return self.source.vocab_size
-
-    @property
-    def max_tokens(self) -> int:
-        """The source's."""
-        return self.source.max_tokens
 
     def chunks(self, window: Window) -> Iterator[Tensor]:
         """Logits of the window, as the source gives them; kept ones lie on the CPU."""

@@ -124,6 +124,33 @@ class DeferredLogits:
         yield from self._loaded.chunks(window)
 
 
+class WrappedLogits:
+    """What a wrapper of another source has from it: all but the logits."""
+
+    def __init__(self, source: LogitSource) -> None:
+        self.source = source
+
+    @property
+    def name(self) -> str:
+        """The source's."""
+        return self.source.name
+
+    @property
+    def scheme(self) -> str:
+        """The source's."""
+        return self.source.scheme
+
+    @property
+    def vocab_size(self) -> int:
+        """The source's."""
+        return self.source.vocab_size
+
+    @property
+    def max_tokens(self) -> int:
+        """The source's."""
+        return self.source.max_tokens
+
+
 def rows_per_chunk(vocab_size: int) -> int:
     """Rows of logits to hold at a time."""
     return max(1, CHUNK_ELEMENTS // vocab_size)

@@ -234,7 +234,10 @@ def test_a_server_that_went_away(mock):
         backend.drive(lambda: asyncio.run(collect(backend)))
 
 
-def test_it_keeps_the_protocol(mock):
+def test_it_can_be_stopped_twice_and_started_again(mock):
     backend: Backend = start(mock)
     backend.stop()
     backend.stop()
+    backend.start()
+    events = backend.drive(lambda: asyncio.run(collect(backend)))
+    assert sum(event.num_tokens for event in events) == 8

@@ -1,4 +1,5 @@
 import io
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,27 +11,11 @@ from llmopt.results.schema import QualityBucket, QualityRecord
 
 
 @pytest.fixture
-def report() -> AtlasReport:
-    quality = QualityRecord(
+def report(make_quality: Callable[..., QualityRecord]) -> AtlasReport:
+    quality = make_quality(
         base_name="smollm2-135m",
         base_scheme="fp32",
         text_name="bundled",
-        text_sha256="0" * 64,
-        protocol="windows of 512 tokens",
-        window=512,
-        num_windows=4,
-        num_tokens=2044,
-        kld_mean=0.05,
-        kld_mean_ci=(0.04, 0.06),
-        kld_median=0.02,
-        kld_p99=0.5,
-        kld_max=3.0,
-        top1_agreement=0.9,
-        top1_agreement_ci=(0.88, 0.92),
-        ppl=21.0,
-        base_ppl=20.0,
-        ppl_ratio=1.05,
-        ppl_ratio_ci=(1.02, 1.08),
         by_position=(QualityBucket("1-31", 124, 0.06, 0.9),),
         by_confidence=(QualityBucket("< 0.25", 200, 0.05, 0.85),),
     )

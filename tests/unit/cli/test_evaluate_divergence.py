@@ -30,35 +30,23 @@ def models(
 
 
 @pytest.fixture
-def asked(models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluation:
+def asked(
+    plain_evaluation: Evaluation,
+    models: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Evaluation:
     monkeypatch.setenv("LLMOPT_CACHE", str(tmp_path / "cache"))
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 150)
-    return Evaluation(
+    return replace(
+        plain_evaluation,
         model=str(models[1]),
         base=str(models[0]),
         text=str(text),
-        protocol="windows",
         window=32,
         num_windows="8",
-        until_ci=None,
-        divergence=True,
-        noise=True,
-        cache=True,
-        backend="llmopt",
         dtype="float32",
-        base_dtype="float32",
-        device="cpu",
-        tasks=None,
-        requests=(),
-        limit=None,
-        greedy=False,
-        prompts=None,
-        atlas=False,
-        atlas_detail=False,
-        html=None,
-        out=None,
-        json=False,
     )
 
 

@@ -8,32 +8,13 @@ from llmopt.cli.evaluate_options import Evaluation, check, quality_options, runt
 from llmopt.errors import UsageError
 from llmopt.quality.options import QualityOptions
 
-PLAIN = Evaluation(
-    model="m",
-    base="b",
-    text="bundled",
-    protocol="windows",
-    window=None,
-    num_windows=None,
-    until_ci=None,
-    divergence=True,
-    noise=True,
-    cache=True,
-    backend="llmopt",
-    dtype="auto",
-    base_dtype="float32",
-    device="cpu",
-    tasks=None,
-    requests=(),
-    limit=None,
-    greedy=False,
-    prompts=None,
-    atlas=False,
-    atlas_detail=False,
-    html=None,
-    out=None,
-    json=False,
-)
+
+def refusal(asked: Evaluation) -> str | None:
+    try:
+        check(asked)
+    except UsageError as error:
+        return str(error)
+    return None
 
 
 @pytest.mark.parametrize(
@@ -48,8 +29,11 @@ PLAIN = Evaluation(
         {"until_ci": "5%"},
     ],
 )
-def test_what_makes_sense_passes(changes: dict[str, Any]) -> None:
-    check(replace(PLAIN, **changes))
+def test_what_makes_sense_passes(
+    plain_evaluation: Evaluation,
+    changes: dict[str, Any],
+) -> None:
+    assert refusal(replace(plain_evaluation, **changes)) is None
 
 
 @pytest.mark.parametrize(
@@ -66,9 +50,12 @@ def test_what_makes_sense_passes(changes: dict[str, Any]) -> None:
         ({"backend": "sglang"}, "the backend is 'sglang'"),
     ],
 )
-def test_what_makes_no_sense_is_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message.replace(".", r"\.")):
-        check(replace(PLAIN, **changes))
+def test_what_makes_no_sense_is_refused(
+    plain_evaluation: Evaluation,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    assert message in (refusal(replace(plain_evaluation, **changes)) or "")
 
 
 def test_a_server_is_a_runtime_with_a_url() -> None:
@@ -88,23 +75,29 @@ def test_a_server_is_a_runtime_with_a_url() -> None:
     ],
 )
 def test_windows_and_the_interval_to_stop_at(
-    num_windows: str | None, until_ci: str | None, expected: tuple[int | None, float | None]
+    plain_evaluation: Evaluation,
+    num_windows: str | None,
+    until_ci: str | None,
+    expected: tuple[int | None, float | None],
 ) -> None:
-    options = quality_options(replace(PLAIN, num_windows=num_windows, until_ci=until_ci))
+    options = quality_options(replace(plain_evaluation, num_windows=num_windows, until_ci=until_ci))
     assert (options.num_windows, options.until_ci) == expected
 
 
-def test_without_options_they_are_the_defaults() -> None:
-    assert quality_options(PLAIN) == QualityOptions()
+def test_without_options_they_are_the_defaults(plain_evaluation: Evaluation) -> None:
+    assert quality_options(plain_evaluation) == QualityOptions()
 
 
 @pytest.mark.parametrize("changes", [{"num_windows": "many"}, {"until_ci": "narrow"}])
-def test_what_is_no_number_is_refused(changes: dict[str, Any]) -> None:
+def test_what_is_no_number_is_refused(
+    plain_evaluation: Evaluation,
+    changes: dict[str, Any],
+) -> None:
     with pytest.raises(UsageError, match=r"is '(many|narrow)'"):
-        quality_options(replace(PLAIN, **changes))
+        quality_options(replace(plain_evaluation, **changes))
 
 
-def test_names_of_tasks_are_parted_at_commas() -> None:
-    assert replace(PLAIN, tasks="piqa, arc_easy,").task_names == ["piqa", "arc_easy"]
-    assert not replace(PLAIN, tasks=" , ").has_tasks
-    assert replace(PLAIN, requests=(Path("x.jsonl"),)).has_tasks
+def test_names_of_tasks_are_parted_at_commas(plain_evaluation: Evaluation) -> None:
+    assert replace(plain_evaluation, tasks="piqa, arc_easy,").task_names == ["piqa", "arc_easy"]
+    assert not replace(plain_evaluation, tasks=" , ").has_tasks
+    assert replace(plain_evaluation, requests=(Path("x.jsonl"),)).has_tasks

@@ -46,7 +46,7 @@ def test_values_out_of_range_are_refused(given: dict[str, Any], message: str) ->
 
 
 def test_the_ends_of_ranges_are_accepted() -> None:
-    SamplingParams(
+    ends = SamplingParams(
         max_tokens=1,
         min_tokens=1,
         top_k=1,
@@ -59,6 +59,8 @@ def test_the_ends_of_ranges_are_accepted() -> None:
         best_of=2,
         stop=("a",),
     )
+    assert (ends.min_tokens, ends.seed, ends.num_samples) == (1, 2**64 - 1, 2)
+    assert (ends.frequency_penalty, ends.presence_penalty) == (2.0, -2.0)
 
 
 def test_parameters_can_be_keys_and_are_compared_with_their_biases() -> None:

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmopt.errors import CheckpointError, QuantizationError
-from llmopt.formats.gguf_blocks import GGML_TYPES, GgufWeight, ggml_type, ggml_type_of_id
+from llmopt.errors import QuantizationError
+from llmopt.formats.gguf_blocks import GGML_TYPES, GgufWeight, ggml_type
 from llmopt.formats.gguf_layouts import LAYOUTS, Planes
 
 ALL_TYPES = pytest.mark.parametrize("name", GGML_TYPES)
@@ -95,14 +95,12 @@ def test_values_are_rounded_once_to_the_wanted_dtype() -> None:
     assert weight.to(torch.device("cpu")).label == "q4_0"
 
 
-def test_types_are_found_by_name_and_by_number() -> None:
-    assert ggml_type("Q4_K") is ggml_type("q4_k") is ggml_type_of_id(12)
+def test_types_are_found_by_name() -> None:
+    assert ggml_type("Q4_K") is ggml_type("q4_k") is GGML_TYPES["q4_k"]
     assert ggml_type("q4_k").bits_per_weight == 4.5
     assert ggml_type("q6_k").bits_per_weight == 6.5625
     with pytest.raises(QuantizationError, match="q9_k"):
         ggml_type("q9_k")
-    with pytest.raises(CheckpointError, match="39"):
-        ggml_type_of_id(39)
 
 
 def test_rows_are_whole_blocks() -> None:

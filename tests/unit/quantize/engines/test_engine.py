@@ -20,6 +20,14 @@ def request(method: str, spec: QuantSpec | None = None, **changes) -> EngineRequ
     return EngineRequest(Path("m"), Path("o"), method, spec, **{"calibration": DATA, **changes})
 
 
+def refusal(engine: str, asked: EngineRequest) -> str | None:
+    try:
+        find_engine(engine).check(asked)
+    except (QuantizationError, UsageError) as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda e: e.name)
 def test_every_engine_has_an_environment_and_a_worker(engine):
     environment = find_environment(engine.environment)
@@ -46,8 +54,10 @@ def test_an_unknown_engine_lists_the_known_ones():
         ("llama.cpp", request("gguf", gguf_type="q4_k_m", calibration=None)),
     ],
 )
-def test_what_is_offered_is_accepted(engine, asked):
-    find_engine(engine).check(asked)
+def test_what_is_offered_is_accepted_there_and_refused_elsewhere(engine, asked):
+    assert refusal(engine, asked) is None
+    others = {"llama.cpp", "bitsandbytes"} - {engine}
+    assert all("offers" in (refusal(other, asked) or "") for other in others)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo readme test check env clean
+.PHONY: demo readme test check gpu-check env clean
 
 demo: $(STAMP)
 	$(BIN)/llmopt bench recipes/demo.yaml --out demo/results --work demo/checkpoints
@@ -22,6 +22,12 @@ readme: $(STAMP)
 	    $(BIN)/llmopt report results/$$name --into README.md --place $$name --png results/$$name/report.png; \
 	done
 	$(BIN)/llmopt report results --format markdown --out results/README.md
+
+# On a machine with a GPU, with its own python and what is in it: nothing is installed.
+GPU_CHECK_OUT ?= llmopt-results/gpu-check
+
+gpu-check:
+	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu_check --out $(GPU_CHECK_OUT)
 
 test: check
 	$(BIN)/python -m pytest

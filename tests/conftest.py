@@ -1,6 +1,7 @@
 """Shared fixtures: tiny models made on the fly, and the marks that skip with a reason."""
 
 import importlib.util
+import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,7 +12,31 @@ from typing import Any
 import pytest
 import torch
 
+from llmopt.hardware.cache import kernels_directory
+from llmopt.layers.native_linear import library_for
 from llmopt.results.schema import QualityRecord
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported: later
+os.environ["LLMOPT_KERNELS"] = str(kernels_directory())  # compiled once, whatever cache a test has
+
+
+@pytest.fixture(scope="session")
+def has_native() -> bool:
+    """Whether this machine compiles the CPU kernels, and they are not turned off."""
+    return library_for(torch.bfloat16, torch.device("cpu")) is not None
+
+
+@pytest.fixture(scope="session")
+def dense_kernel(has_native: bool) -> str:
+    """What multiplies bfloat16 matrices on this machine."""
+    return "native bf16" if has_native else "dense"
+
+
+@pytest.fixture(scope="session")
+def int4_kernel(has_native: bool) -> str:
+    """What multiplies 4-bit weights in groups on this machine."""
+    return "native w4a8" if has_native else "int4pack"
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from llmopt.engine.engine import Engine, EngineConfig
 from llmopt.engine.model_runner import DecoderModel
 from llmopt.engine.sampling_params import SamplingParams
 from llmopt.engine.speculation.stats import SpeculationStats
+from llmopt.models.decoder import Decoder
+from llmopt.results.attribution import StepGroup, to_counters
 
 NAME = "llmopt"
 VERSION = __version__
@@ -97,8 +99,9 @@ class BuiltinBackend:
         """The engine's counters, and seconds by stage.
 
         `peak_kv_bytes`: of the most cache blocks that requests held at once, without those of a
-        draft model. With speculation also how many tokens decodes gave, and how many drafted tokens
-        there were, and were taken, at each position of a draft.
+        draft model. Of steps by size: see `StepGroup`. With speculation also how many tokens
+        decodes gave, and how many drafted tokens there were, and were taken, at each position of a
+        draft.
         """
         engine = self._engine
         assert engine is not None, "a backend is started before it is used"
@@ -108,7 +111,27 @@ class BuiltinBackend:
         stats["peak_kv_bytes"] = (
             snapshot.stats.peak_held_slots * layout.block_bytes // layout.block_size
         )
-        return stats | _speculation(snapshot.speculation)
+        return stats | self._steps(engine) | _speculation(snapshot.speculation)
+
+    def _steps(self, engine: Engine) -> dict[str, float]:
+        layout = engine.plan.layout
+        head_bytes = self._model.lm_head.weight_bytes if isinstance(self._model, Decoder) else None
+        counters: dict[str, float] = {}
+        for (num_tokens, num_requests), bucket in list(engine.runner.steps.buckets.items()):
+            group = StepGroup(
+                num_steps=bucket.num_steps,
+                num_requests=bucket.num_requests,
+                num_tokens=bucket.num_tokens,
+                num_rows=bucket.num_rows,
+                num_head_steps=bucket.num_head_steps,
+                num_attended=bucket.num_attended,
+                kv_bytes=bucket.num_seen_slots * layout.block_bytes / layout.block_size,
+                lm_head_bytes=None if head_bytes is None else bucket.num_head_steps * head_bytes,
+                forward_s=bucket.forward_s,
+                sample_s=bucket.sample_s,
+            )
+            counters |= to_counters(num_tokens, num_requests, group)
+        return counters
 
 
 def _speculation(stats: SpeculationStats | None) -> dict[str, float]:

@@ -16,15 +16,36 @@ from llmopt.errors import BackendError
 
 DONE = "[DONE]"
 REMEDY = "See the server's own log."
-_TEXT_FIELDS = ("content", "reasoning_content", "reasoning")  # of a chat's delta
+_REASONING_FIELDS = ("reasoning_content", "reasoning")  # of a chat's delta
 _MAX_EXCERPT = 200
+
+
+class TokenCounts:
+    """Tokens handed on of one stream. The law: their sum is the server's own count so far."""
+
+    def __init__(self) -> None:
+        self._num_counted = 0
+
+    def add(self, num_tokens: int) -> int:
+        """Tokens that the server does not count."""
+        self._num_counted += num_tokens
+        return num_tokens
+
+    def advance(self, count: int) -> int:
+        """Tokens that are new, of `count` so far. Raises BackendError when there are fewer."""
+        num_tokens = count - self._num_counted
+        if num_tokens < 0:
+            message = f"the server counts {count} tokens after {self._num_counted}"
+            raise BackendError(message, REMEDY)
+        self._num_counted = count
+        return num_tokens
 
 
 class ChunkReader:
     """What one stream has said so far."""
 
     def __init__(self) -> None:
-        self._num_counted = 0
+        self._counts = TokenCounts()
         self._is_guessed = False  # an event with text did not say how many tokens it holds
         self._finish_reason: str | None = None
 
@@ -32,22 +53,25 @@ class ChunkReader:
         """What the event brings; None for the mark at the end. Raises BackendError."""
         if event.data == DONE:
             return None
-        chunk = _parse(event)
+        chunk = parse_object(event.data, is_error=event.event == "error")
         choice = _first_choice(chunk)
-        usage, timings = _object(chunk, "usage"), _object(chunk, "timings")
+        usage, timings = object_of(chunk, "usage"), object_of(chunk, "timings")
         finish_reason = choice.get("finish_reason")
         self._finish_reason = finish_reason or self._finish_reason
-        has_text, server_count = _has_text(choice), _server_count(usage, timings)
-        num_tokens, total = self._count(has_text, server_count)
+        answer, reasoning = _texts(choice)
+        text = reasoning + answer
+        num_tokens, total = self._count(bool(text), _server_count(usage, timings))
         return TokenEvent(
             num_tokens=num_tokens,
-            is_guess=has_text and self._is_guessed,
+            is_guess=bool(text) and self._is_guessed,
             has_choice=bool(choice),
             finish_reason=finish_reason,
             num_prompt_tokens=usage.get("prompt_tokens"),
-            num_cached_tokens=_object(usage, "prompt_tokens_details").get("cached_tokens"),
+            num_cached_tokens=_cached_count(usage, timings),
             total_tokens=total,
             server_timings_s=_seconds(timings),
+            is_reasoning=bool(reasoning) and not answer,
+            text=text,
         )
 
     def close(self) -> None:
@@ -59,27 +83,24 @@ class ChunkReader:
         """Tokens of this event, and the total of a stream whose events did not say theirs."""
         if server_count is None or self._is_guessed:
             self._is_guessed |= has_text
-            self._num_counted += has_text
-            return int(has_text), server_count
-        num_tokens = server_count - self._num_counted
-        if num_tokens < 0:
-            raise BackendError(
-                f"the server counts {server_count} tokens after {self._num_counted}", REMEDY
-            )
-        self._num_counted = server_count
-        return num_tokens, None
+            return self._counts.add(int(has_text)), server_count
+        return self._counts.advance(server_count), None
 
 
-def _parse(event: ServerSentEvent) -> dict[str, Any]:
+def parse_object(data: str, *, is_error: bool = False) -> dict[str, Any]:
+    """The JSON object of one event or line.
+
+    Raises BackendError for what is none, and for an error, as all of the servers write it.
+    """
     try:
-        chunk = json.loads(event.data)
+        found = json.loads(data)
     except ValueError:
-        raise BackendError(f"an event is not JSON: {_excerpt(event.data)}", REMEDY) from None
-    if not isinstance(chunk, dict):
-        raise BackendError(f"an event is not an object: {_excerpt(event.data)}", REMEDY)
-    if event.event == "error" or chunk.get("error") or chunk.get("object") == "error":
-        raise BackendError(f"the server broke off: {error_message(event.data)}", REMEDY)
-    return chunk
+        raise BackendError(f"an event is not JSON: {_excerpt(data)}", REMEDY) from None
+    if not isinstance(found, dict):
+        raise BackendError(f"an event is not an object: {_excerpt(data)}", REMEDY)
+    if is_error or found.get("error") or found.get("object") == "error":
+        raise BackendError(f"the server broke off: {error_message(data)}", REMEDY)
+    return found
 
 
 def error_message(body: str) -> str:
@@ -94,7 +115,7 @@ def error_message(body: str) -> str:
     return _excerpt(found if isinstance(found, str) else json.dumps(found))
 
 
-def _object(parent: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def object_of(parent: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A field that is an object; empty where it is missing, null or something else."""
     found = parent.get(name)
     return found if isinstance(found, dict) else {}
@@ -107,9 +128,18 @@ def _first_choice(chunk: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def _has_text(choice: Mapping[str, Any]) -> bool:
-    delta = _object(choice, "delta")
-    return bool(choice.get("text")) or any(delta.get(name) for name in _TEXT_FIELDS)
+def _texts(choice: Mapping[str, Any]) -> tuple[str, str]:
+    """Text of the answer, and of the reasoning before it."""
+    delta = object_of(choice, "delta")
+    reasoning = next((delta[name] for name in _REASONING_FIELDS if delta.get(name)), "")
+    return choice.get("text") or delta.get("content") or "", reasoning
+
+
+def _cached_count(usage: Mapping[str, Any], timings: Mapping[str, Any]) -> int | None:
+    """Tokens of the prompt that were found in a cache, as OpenAI or llama.cpp says it."""
+    details = object_of(usage, "prompt_tokens_details")
+    found = details.get("cached_tokens", timings.get("cache_n"))
+    return found if isinstance(found, int) else None
 
 
 def _server_count(usage: Mapping[str, Any], timings: Mapping[str, Any]) -> int | None:

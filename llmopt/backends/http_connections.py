@@ -3,20 +3,22 @@
 A general HTTP client spends about a millisecond of this process per request and walks its list of
 connections for each; at a thousand requests per second it would measure itself. Knows nothing about
 what is asked. The laws: there is no limit on the connections, since one would be a hidden queue; a
-request is never sent twice; what was opened is closed with the event loop that it was opened on.
+request is never sent twice, so none goes out on a connection that the server may be closing; what
+was opened is closed with the event loop that it was opened on.
 """
 
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import SplitResult, urlsplit
 
 from llmopt.backends.http_message import REMEDY, Body, Head, read_head
 from llmopt.errors import BackendError, UsageError
 
 CONNECT_TIMEOUT_S = 30.0
+MAX_IDLE_S = 2.0  # servers end an idle connection after 5 s (uvicorn, llama.cpp) or later
 _BUFFER_BYTES = 1 << 20
 
 
@@ -32,17 +34,23 @@ class Answer:
 class _Connection:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    used_s: float  # when it was used last, on the loop's clock
 
     @property
     def is_usable(self) -> bool:
-        return not self.reader.at_eof() and not self.writer.is_closing()
+        idle_s = asyncio.get_running_loop().time() - self.used_s
+        return idle_s < MAX_IDLE_S and not self.reader.at_eof() and not self.writer.is_closing()
 
 
 class HttpConnections:
-    """The open connections to the server at `url`."""
+    """The open connections to the server at `url`.
 
-    def __init__(self, url: str) -> None:
+    reuses: False for a server that ends each after one answer, without saying so
+    """
+
+    def __init__(self, url: str, *, reuses: bool = True) -> None:
         self._url = _split(url)
+        self._reuses = reuses
         self._ssl = ssl.create_default_context() if self._url.scheme == "https" else None
         self._idle: list[_Connection] = []
         self._keeper: asyncio.Task[None] | None = None
@@ -64,13 +72,14 @@ class HttpConnections:
             head = await read_head(connection.reader)
             body = Body(connection.reader, head)
             yield Answer(head, body)
-            is_reusable = body.is_complete and head.keeps_alive
+            is_reusable = self._reuses and body.is_complete and head.keeps_alive
         except OSError as error:
             message = f"the connection to {self._url.netloc} broke: {error}"
             raise BackendError(message, REMEDY) from None
         finally:
             if is_reusable:
-                self._idle.append(connection)
+                now_s = asyncio.get_running_loop().time()
+                self._idle.append(replace(connection, used_s=now_s))
             else:
                 connection.writer.transport.abort()
 
@@ -79,6 +88,7 @@ class HttpConnections:
             f"POST {self._url.path}{path} HTTP/1.1",
             f"Host: {self._url.netloc}",
             f"Content-Length: {num_bytes}",
+            *([] if self._reuses else ["Connection: close"]),
             *(f"{name}: {value}" for name, value in fields.items()),
         ]
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
@@ -108,7 +118,7 @@ class HttpConnections:
                 "See whether the server runs, and listens at that address.",
             ) from None
         self.num_opened += 1
-        return _Connection(reader, writer)
+        return _Connection(reader, writer, asyncio.get_running_loop().time())
 
     async def _keep(self) -> None:
         """Wait for the end of the event loop, which cancels its tasks, and close what is open."""

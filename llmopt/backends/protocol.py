@@ -43,6 +43,8 @@ class TokenEvent:
     is_guess: bool = False  # one token was counted because the backend did not say how many
     has_choice: bool = True  # False: it brings counts only, and is no part of the answer
     server_timings_s: Mapping[str, float] | None = None  # what a server says of itself
+    is_reasoning: bool = False  # its tokens come before the answer, in a field of their own
+    text: str = ""  # what was generated, where the backend hands text on
 
 
 class Backend(Protocol):

@@ -4,11 +4,13 @@ Knows nothing about the order of a sweep. The law: whatever was measured is in t
 anything else is started, and a journal is taken up only for the same cell, weights and machine.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from llmopt.bench.failures import describe
+from llmopt.bench.foreign import is_foreign, serving_checks, unserved_facts
 from llmopt.bench.metrics import summarize_cell
 from llmopt.bench.prepare import PreparedTarget
 from llmopt.bench.speed import backend_facts
@@ -19,6 +21,7 @@ from llmopt.recipe.schema import Cell, Recipe, cell_document, to_document
 from llmopt.results.codec import to_json
 from llmopt.results.journal import fingerprint, load_partial, save_partial
 from llmopt.results.schema import (
+    BackendFacts,
     Ceilings,
     CellResult,
     CostModel,
@@ -29,6 +32,10 @@ from llmopt.results.schema import (
     QualityRecord,
     QuantizationRecord,
     RunRecord,
+    SearchJournal,
+    SearchRecord,
+    StoppingRecord,
+    ValidityCheck,
 )
 
 
@@ -45,6 +52,11 @@ class OpenCell:
     model: ModelFacts | None = None
     cost: CostModel | None = None
     error: str | None = None
+    skipped: bool = False  # the error says that it cannot be
+    backend: BackendFacts | None = None  # of a runtime of others that has been opened
+    search: SearchRecord | None = None  # of the load's rate
+    search_journal: SearchJournal | None = None
+    stopping: StoppingRecord | None = None
 
     @property
     def load(self) -> LoadSpec | None:
@@ -59,7 +71,14 @@ class OpenCell:
         """Write the journal. Raises OutputError."""
         save_partial(
             out_dir,
-            PartialCell(self.fingerprint, self.cell.cell_id, tuple(self.runs), self.quality),
+            PartialCell(
+                self.fingerprint,
+                self.cell.cell_id,
+                tuple(self.runs),
+                self.quality,
+                search=self.search_journal,
+                backend=self.backend,
+            ),
         )
 
 
@@ -87,13 +106,19 @@ def open_cell(
     opened.quantization = prepared.quantization
     document = cell_document(recipe, cell) | {"weights": prepared.content_hash}
     document["load_record"] = None if opened.load is None else to_json(opened.load)
+    if cell.load is not None and cell.load.is_searched:
+        document["repeats"] = recipe.repeats  # which decide on the rate
     # A checkout is dirty as soon as results are written into it: that makes no journal stale.
     opened.fingerprint = fingerprint(document, replace(environment, git_dirty=None))
     partial = load_partial(out_dir, cell.cell_id, opened.fingerprint)
     if partial is not None:
-        if cell.load is None or not cell.load.is_searched:
-            opened.runs = [run for run in partial.runs if run.repeat < recipe.repeats]
+        most = recipe.repeats
+        if recipe.until_ci is not None:
+            most = max(most, recipe.max_repeats)
+        opened.runs = [run for run in partial.runs if run.repeat < most]
         opened.quality = partial.quality
+        opened.backend = partial.backend
+        opened.search_journal = partial.search
     return opened
 
 
@@ -111,18 +136,34 @@ def close_cell(
         target=opened.cell.target.name,
         base_target=recipe.base.as_target().name,
         model=opened.model,
-        backend=backend_facts(opened.plan, opened.cell.target.engine),
+        backend=opened.backend or _backend_facts(opened),
         load=opened.load,
         environment=environment,
         ceilings=ceilings,
         cost=opened.cost,
         runs=runs,
         quality=opened.quality,
-        validity=() if load is None else check_cell(load, runs),
+        validity=_validity(opened, load, runs),
         summary=None,
         error=opened.error,
+        skipped=opened.skipped,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         quantization=opened.quantization,
         price_per_hour=recipe.price_per_hour,
+        stopping=opened.stopping,
+        search=opened.search,
     )
     return result if load is None else replace(result, summary=summarize_cell(result))
+
+
+def _backend_facts(opened: OpenCell) -> BackendFacts:
+    """Of our own runtime, or of one that was not opened."""
+    if is_foreign(opened.cell):
+        return unserved_facts(opened.cell)
+    return backend_facts(opened.plan, opened.cell.target.engine)
+
+
+def _validity(
+    opened: OpenCell, load: LoadSpec | None, runs: Sequence[RunRecord]
+) -> tuple[ValidityCheck, ...]:
+    return () if load is None else (*check_cell(load, runs), *serving_checks(opened.backend))

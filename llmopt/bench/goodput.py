@@ -42,20 +42,36 @@ def is_good(request: RequestRecord, slo: Sequence[SloTerm]) -> bool:
 
 
 def is_met(runs: Sequence[RunRecord], term: SloTerm) -> bool:
-    """Whether the term holds: for its percentile of all requests, or for every one of them.
+    """Whether the term holds: for its percentile, or for every request."""
+    return term_ms(runs, term) <= term.limit_ms
 
-    A request that failed is later than any bound.
+
+def term_ms(runs: Sequence[RunRecord], term: SloTerm) -> float:
+    """What a term bounds, in ms: the percentile that the report shows, or the worst request's.
+
+    Samples are as in a summary: one per request, of an ITL one per token after the first. A
+    request that failed is later than any bound, for each sample that it should have had. Infinite
+    without a request, and 0 if none has such a latency to exceed.
     """
-    values = []
-    for run in runs:
-        for request in run.requests:
-            found = [] if request.error is not None else _ms(request, term)
-            known = [value for value in found if value is not None]
-            failed = request.error is not None or len(known) < len(found)
-            values.append(float("inf") if failed else max(known, default=0.0))
+    samples = _tokens_ms if term.metric == "itl" and term.percent is not None else _request_ms
+    requests = [request for run in runs for request in run.requests]
+    values = [value for request in requests for value in samples(request, term)]
     if not values:
-        return False
-    return _at(sorted(values), term.percent) <= term.limit_ms
+        return 0.0 if requests else math.inf
+    return _at(sorted(values), term.percent)
+
+
+def _request_ms(request: RequestRecord, term: SloTerm) -> list[float]:
+    """One sample; none of a request that has no such latency to exceed."""
+    found = [None] if request.error is not None else _ms(request, term)
+    return [math.inf if value is None else value for value in found]
+
+
+def _tokens_ms(request: RequestRecord, term: SloTerm) -> list[float]:
+    """One sample per token after the first event."""
+    if request.error is None and request.token_times_s:
+        return [1000 * value for value in LATENCIES[term.metric](request)]
+    return [math.inf] * max(1, (request.max_tokens or 1) - 1)
 
 
 def _at(ordered: Sequence[float], percent: float | None) -> float:

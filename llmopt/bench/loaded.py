@@ -63,6 +63,11 @@ class LoadedModels:
             self._models[key] = (model, _num_bytes(model))
         return self._used_now(key)
 
+    def leave_free(self, num_bytes: int) -> None:
+        """Let go of models until the host has so much memory for others, as far as they help."""
+        while self._models and psutil.virtual_memory().available < num_bytes:
+            self._models.popitem(last=False)
+
     def _used_now(self, key: _Key) -> Decoder:
         self._models.move_to_end(key)
         return self._models[key][0]

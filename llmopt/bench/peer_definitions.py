@@ -2,12 +2,20 @@
 
 Knows nothing about running those tools. The law: one set of raw events in, each tool's own names,
 units, formulas and statistics out; what the events cannot say is left out. Definitions as read in
-the tools' sources: vLLM `vllm/benchmarks/serve.py`, GuideLLM 0.7 `schemas/request_stats.py`, AIPerf
-`docs/metrics-reference.md`, MLPerf loadgen `results.cc` with `inference_rules.adoc`.
+the tools' sources: vLLM 0.33 `vllm/benchmarks/serve.py` and
+`lib/endpoint_request_func.py`, GuideLLM 0.8 `schemas/base/request_stats.py`, `statistics.py` and
+`benchmark/schemas/metrics.py`, AIPerf 0.13 `metrics/types/`, MLPerf loadgen `results.cc` with
+`inference_rules.adoc`.
+
+One thing differs: a token without text, such as a special one, is an event with a token here, and
+in vLLM; GuideLLM and AIPerf do not see it.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from statistics import fmean, median, pstdev
 from types import MappingProxyType
 
@@ -19,10 +27,13 @@ from llmopt.results.schema import RequestRecord, RunRecord
 
 Numbers = dict[str, float]
 
+_TAILS = (50, 90, 95, 99)
 
-def restate(run: RunRecord, tool: str) -> Numbers:
+
+def restate(run: RunRecord, tool: str, *, is_chat: bool = False) -> Numbers:
     """The numbers that a tool would have printed for this run, by its own names.
 
+    `is_chat`: the chat endpoint was asked, where no tool sees events without output.
     Raises UsageError for a tool that is not known.
     """
     if tool not in TOOLS:
@@ -31,12 +42,19 @@ def restate(run: RunRecord, tool: str) -> Numbers:
             f"Choose one of {', '.join(TOOLS)}.",
         )
     served = [request for request in run.requests if request.error is None]
+    if is_chat:
+        served = [replace(request, empty_event_times_s=()) for request in served]
     return TOOLS[tool](run, served) if served and run.duration_s > 0 else {}
 
 
 def _vllm(run: RunRecord, served: Sequence[RequestRecord]) -> Numbers:
-    """Times from sending; TTFT to the first event with choices, ITL between events, not tokens."""
-    output = sum(request.num_output_tokens for request in served)
+    """Times from sending, of events with choices, whether they hold tokens or not.
+
+    A role before the first token is the TTFT; a finish reason after the last one is the end, and
+    the gap before it an ITL. The event of the usage has no choices and moves nothing.
+    """
+    events = [_choice_times_s(request) for request in served]
+    output = _total_output(served)
     total = output + sum(request.num_prompt_tokens for request in served)
     numbers: Numbers = {
         "completed": len(served),
@@ -44,16 +62,19 @@ def _vllm(run: RunRecord, served: Sequence[RequestRecord]) -> Numbers:
         "request_throughput": len(served) / run.duration_s,
         "output_throughput": output / run.duration_s,
         "total_token_throughput": total / run.duration_s,
-        "max_concurrent_requests": timeline(_only(run, served)).peak,
+    } | _vllm_peaks(served, events)
+    pairs = list(zip(served, events, strict=True))
+    samples: dict[str, list[float]] = {
+        "ttft": [times[0] - request.sent_s for request, times in pairs],
+        "tpot": [
+            (times[-1] - times[0]) / (request.num_output_tokens - 1)
+            for request, times in pairs
+            if request.num_output_tokens > 1
+        ],
+        "itl": [later - earlier for times in events for earlier, later in pairwise(times)],
+        "e2el": [times[-1] - request.sent_s for request, times in pairs],
     }
-    samples: dict[str, Iterable[float | None]] = {
-        "ttft": [_vllm_ttft_s(request) for request in served],
-        "tpot": [_vllm_tpot_s(request) for request in served],
-        "itl": [gap for request in served for gap in _vllm_itl_s(request)],
-        "e2el": map(e2e_sent_s, served),
-    }
-    for name, found in samples.items():
-        values = _known(found)
+    for name, values in samples.items():
         if values:
             numbers[f"mean_{name}_ms"] = 1e3 * fmean(values)
             numbers[f"median_{name}_ms"] = 1e3 * median(values)
@@ -62,9 +83,30 @@ def _vllm(run: RunRecord, served: Sequence[RequestRecord]) -> Numbers:
     return numbers
 
 
+def _vllm_peaks(served: Sequence[RequestRecord], events: Sequence[Sequence[float]]) -> Numbers:
+    """Counts in whole seconds from the first request: of events, and of the requests that a second
+    saw anything of, which is more than were in flight at once.
+    """
+    start = min(request.sent_s for request in served)
+    tokens = Counter(int(at - start) for times in events for at in times)
+    requests = Counter(
+        second
+        for request, times in zip(served, events, strict=True)
+        for second in range(int(request.sent_s - start), int(times[-1] - start) + 1)
+    )
+    return {
+        "max_output_tokens_per_s": max(tokens.values()),
+        "max_concurrent_requests": max(requests.values()),
+    }
+
+
 def _guidellm(run: RunRecord, served: Sequence[RequestRecord]) -> Numbers:
-    """TPOT holds the first token; ITL is what others call TPOT; latency ends with the stream."""
-    tpots = [_over(e2e_sent_s(request), request.num_output_tokens) for request in served]
+    """TPOT holds the first token; ITL is what others call TPOT; latency ends with the stream.
+
+    Both are weighted by the tokens that they are means of. Rates are over the whole run.
+    """
+    tpots = [(_over(e2e_sent_s(r), r.num_output_tokens), r.num_output_tokens) for r in served]
+    itls = [(tpot_s(request), request.num_output_tokens - 1) for request in served]
     numbers = {
         "requests_per_second": len(served) / run.duration_s,
         "output_tokens_per_second": _total_output(served) / run.duration_s,
@@ -72,17 +114,19 @@ def _guidellm(run: RunRecord, served: Sequence[RequestRecord]) -> Numbers:
     }
     return (
         numbers
-        | _spread("time_to_first_token_ms", map(ttft_sent_s, served), 1e3)
-        | _spread("time_per_output_token_ms", tpots, 1e3)
-        | _spread("inter_token_latency_ms", map(tpot_s, served), 1e3)
-        | _spread("request_latency", [_until_done_s(request) for request in served], 1.0)
+        | _weighted("time_to_first_token_ms", _alike(map(ttft_sent_s, served)), 1e3)
+        | _weighted("time_per_output_token_ms", tpots, 1e3)
+        | _weighted("inter_token_latency_ms", itls, 1e3)
+        | _weighted("request_latency", _alike(map(_until_done_s, served)), 1.0)
     )
 
 
 def _aiperf(run: RunRecord, served: Sequence[RequestRecord]) -> Numbers:
-    """ITL is (latency - TTFT) / (N - 1); the gaps between events are its inter-chunk latency."""
+    """ITL is (latency - TTFT) / (N - 1), as without `--per-chunk-usage`; the gaps between events
+    with text are its inter-chunk latency. Rates are from the first request to the last text.
+    """
     start = min(request.sent_s for request in served)
-    end = max(_known(map(_end_s, served)), default=start)
+    end = max(_known(request.last_token_s for request in served), default=start)
     span = end - start or run.duration_s
     numbers = {
         "request_count": float(len(served)),
@@ -126,35 +170,23 @@ TOOLS: Mapping[str, Callable[[RunRecord, Sequence[RequestRecord]], Numbers]] = M
 )
 
 
-def _vllm_ttft_s(request: RequestRecord) -> float | None:
-    if request.first_event_s is None:
-        return ttft_sent_s(request)
-    return request.first_event_s - request.sent_s
-
-
-def _vllm_tpot_s(request: RequestRecord) -> float | None:
-    """(latency - its own TTFT) / (N - 1)."""
-    ttft, latency = _vllm_ttft_s(request), e2e_sent_s(request)
-    if ttft is None or latency is None or request.num_output_tokens <= 1:
-        return None
-    return (latency - ttft) / (request.num_output_tokens - 1)
-
-
-def _vllm_itl_s(request: RequestRecord) -> list[float]:
-    """Gaps between events; one without a token comes first where there was one."""
-    gaps = list(icl_s(request))
-    if request.first_event_s is None or request.first_token_s is None:
-        return gaps
-    role_s = request.first_token_s - request.first_event_s
-    return [role_s, *gaps] if role_s > 0 else gaps
+def _choice_times_s(request: RequestRecord) -> list[float]:
+    """When events with choices came. Of records that only know the first, it is the only one
+    without a token.
+    """
+    empty = request.empty_event_times_s
+    if empty is None:
+        first = request.first_event_s
+        empty = () if first is None or first == request.first_token_s else (first,)
+    times = sorted((*request.token_times_s, *empty))
+    if times:
+        return times
+    # a file of another tool may have no more than the first and the last
+    return _known((request.first_token_s, request.last_token_s)) or [request.sent_s]
 
 
 def _until_done_s(request: RequestRecord) -> float | None:
     return None if request.done_s is None else request.done_s - request.sent_s
-
-
-def _end_s(request: RequestRecord) -> float | None:
-    return request.done_s if request.last_token_s is None else request.last_token_s
 
 
 def _over(seconds: float | None, count: int) -> float | None:
@@ -175,10 +207,34 @@ def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
+def _alike(values: Iterable[float | None]) -> list[tuple[float | None, int]]:
+    return [(value, 1) for value in values]
+
+
+def _weighted(name: str, pairs: Iterable[tuple[float | None, int]], unit: float) -> Numbers:
+    """Mean and tails of values that count as often as their weights say.
+
+    A percentile is the smallest value at or below which that share of the weight lies.
+    """
+    ordered = sorted((value, count) for value, count in pairs if value is not None and count > 0)
+    total = sum(count for _, count in ordered)
+    if not total:
+        return {}
+    numbers = {f"{name}.mean": unit * sum(value * count for value, count in ordered) / total}
+    for percent in _TAILS:
+        passed = 0
+        for value, count in ordered:
+            passed += count
+            if 100 * passed >= percent * total:
+                numbers[f"{name}.p{percent}"] = unit * value
+                break
+    return numbers
+
+
 def _spread(name: str, values: Iterable[float | None], unit: float) -> Numbers:
     """Mean, median and tails under "<name>.<statistic>"."""
     ordered = sorted(_known(values))
     if not ordered:
         return {}
-    tails = {f"{name}.p{p}": unit * percentile(ordered, p) for p in (50, 90, 95, 99)}
+    tails = {f"{name}.p{p}": unit * percentile(ordered, p) for p in _TAILS}
     return {f"{name}.mean": unit * fmean(ordered)} | tails

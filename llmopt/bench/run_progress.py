@@ -8,6 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llmopt.bench.observer import Observer
+from llmopt.results.schema import ProbeRecord
+
+_MAX_LINE = 60  # characters of what a runtime says while it starts
+USUAL_PROBES = 12  # of a search for a rate: up, down to neighbours, and both of them again
 
 
 @dataclass(slots=True)
@@ -30,3 +34,24 @@ class RunProgress:
         elapsed_s = max(self.clock() - self._started_s, 1e-9)
         detail = f"{self.detail}, {served / elapsed_s:.3g} requests/s"
         self.observer.stage_advanced(min(self.before + served, self.total), self.total, detail)
+
+    def waiting(self, waited_s: float, line: str) -> None:
+        """Another runtime has been getting ready for so long, and says this."""
+        detail = f"{self.detail}, starting for {waited_s:.0f} s: {line[:_MAX_LINE]}"
+        self.observer.stage_advanced(self.before, self.total, detail)
+
+
+@dataclass(slots=True)
+class SearchProgress:
+    """Tells an observer about the probes of a search for a rate."""
+
+    observer: Observer
+    _num_probes: int = 0
+
+    def __call__(self, probe: ProbeRecord) -> None:
+        """A rate was tried, or tried again."""
+        self._num_probes += 1
+        total = max(USUAL_PROBES, self._num_probes + 1)
+        verdict = "holds" if probe.holds else "fails"
+        detail = f"{probe.rate:.3g} requests/s {verdict} in {probe.num_requests} requests"
+        self.observer.stage_advanced(self._num_probes, total, detail)

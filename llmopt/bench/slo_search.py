@@ -1,119 +1,133 @@
-"""The highest rate at which an SLO holds: up in doublings, then between the two by halving.
+"""The highest rate at which an SLO holds: up in doublings, then between two rates by halving.
 
-Knows nothing about models: a probe is a function from a rate to the runs at that rate. The law: the
-rate that is returned was itself measured and held; every probe is kept, so that the answer can be
-argued with.
+Knows nothing about models or runs: a probe is a function from a rate to what was seen there. The
+laws: the rate that is returned was itself measured and held; every probe is kept, so that the
+answer can be argued with; rates are of a fixed series, so that two searches try the same ones.
+
+Machines and queues are noisy, and a probe near the limit may fall on either side. So both ends of
+the last bracket are measured again, for as long as their rounds disagree, and judged by all of
+their runs; an end that then falls on the other side moves the bracket.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from llmopt.bench.goodput import goodput
-from llmopt.results.schema import RequestRecord, RunRecord, SloTerm
+from llmopt.results.schema import ProbeRecord, SearchRecord
 
-TOLERANCE = 0.05  # of the rate: how near to a rate that fails the found one is
-MAX_DOUBLINGS = 12
-MAX_HALVINGS = 4  # at a sixteenth of the rate of requests one by one, none waits for another
-MAX_BACKLOG_SHARE = 0.1  # of the requests: a longer queue at the last arrival only grows
+STEPS_PER_DECADE = 96  # the E96 series of preferred numbers (IEC 60063), 2.4 % apart
+STRIDE = 32  # steps, a factor of 2.15: what is halved until the two rates are neighbours
+MAX_CLIMBS = 12
+MAX_DESCENTS = 4  # at 1/20 of the rate of requests one by one, none waits for another
+AGREEING_ROUNDS = 3  # of runs that decide on an end of the last bracket if they agree
+MAX_ROUNDS = 6  # if they do not
 
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """One rate that was tried. Rates in requests per second."""
-
-    rate: float
-    met: bool
-    goodput: float  # requests per second that were served within every bound
-    has_backlog: bool  # requests came faster than they were served
-
-    @property
-    def holds(self) -> bool:
-        """Whether the rate can be sustained within the bounds."""
-        return self.met and not self.has_backlog
+Measure = Callable[[float, int], ProbeRecord]
 
 
-@dataclass(frozen=True, slots=True)
-class RateSearch:
-    """What was found. `rate` None: no rate that was tried keeps the SLO; `is_bounded`: a higher one
-    was seen to fail, so that `rate` is a limit and not just the last that was tried.
-    """
+def rate_at(step: int) -> float:
+    """The rate of a step of the series: 0 is 1 request per second, 96 is 10."""
+    decade, place = divmod(step, STEPS_PER_DECADE)
+    return float(f"{10 ** (place / STEPS_PER_DECADE):.2f}e{decade}")
 
-    rate: float | None
-    is_bounded: bool
-    probes: tuple[Probe, ...]
+
+def step_of(rate: float) -> int:
+    """The step whose rate is nearest."""
+    assert rate > 0, "a rate is positive"
+    return round(STEPS_PER_DECADE * math.log10(rate))
 
 
 def search_rate(
-    measure: Callable[[float], Sequence[RunRecord]],
-    slo: Sequence[SloTerm],
+    measure: Measure,
+    start_rate: float,
     *,
-    first_rate: float,
-    num_slots: int,
-    tolerance: float = TOLERANCE,
-    on_probe: Callable[[Probe], None] | None = None,
-) -> RateSearch:
-    """Search from `first_rate` on, best the rate of requests that are served one by one.
+    on_probe: Callable[[ProbeRecord], None] | None = None,
+) -> SearchRecord:
+    """Search from `start_rate` on, best the rate of requests that are served one by one.
 
-    A rate holds if every bound does over the requests of all its runs, and the queue at the last
-    arrival is no longer than the `num_slots` that are served at a time and a tenth of the requests:
-    a backend that falls behind would break any bound, given time. The halving is geometric and ends
-    when the two rates are within `tolerance` of each other. It needs that what holds at a rate
-    holds at a lower one, which noise may break near the limit: `measure` should use the same
-    prompts and gaps for all rates, and requests enough for the percentile.
+    `measure(rate, rounds)` gives what was seen in so many rounds of runs at the rate, those of an
+    earlier call for the rate among them; of one round, as much as it takes to be sure. It needs
+    that what holds at a rate holds at a lower one, up to noise; it should use the same lengths and
+    gaps for all rates and rounds.
     """
-    assert first_rate > 0, "a rate is positive"
-    assert slo, "there is something to keep"
-    probes: list[Probe] = []
-
-    def holds(rate: float) -> bool:
-        probe = _probe(rate, measure(rate), slo, num_slots)
-        probes.append(probe)
-        if on_probe is not None:
-            on_probe(probe)
-        return probe.holds
-
-    good, bad = _bracket(holds, first_rate)
-    while good is not None and bad is not None and bad / good > 1 + tolerance:
-        middle = math.sqrt(good * bad)
-        if holds(middle):
-            good = middle
-        else:
-            bad = middle
-    return RateSearch(good, good is not None and bad is not None, tuple(probes))
+    search = _Search(measure, on_probe)
+    low, high = search.bracket(step_of(start_rate))
+    while low is not None and high is not None:
+        low, high = search.narrow(low, high)
+        if search.confirm(low) and not search.confirm(high):
+            break
+        low, high = search.bracket_again(low, high)
+    return SearchRecord(
+        rate=None if low is None else rate_at(low),
+        failing_rate=None if high is None or low is None else rate_at(high),
+        start_rate=start_rate,
+        probes=tuple(search.probes.values()),
+    )
 
 
-def has_backlog(run: RunRecord, num_slots: int) -> bool:
-    """Whether more requests were waiting at the last arrival than can be explained by luck."""
-    last_s = max(request.scheduled_s for request in run.requests)
-    waiting = sum(_end_s(request) > last_s for request in run.requests)
-    return waiting > num_slots + MAX_BACKLOG_SHARE * len(run.requests)
+@dataclass(slots=True)
+class _Search:
+    """What was seen so far, by step."""
 
+    measure: Measure
+    on_probe: Callable[[ProbeRecord], None] | None
+    probes: dict[int, ProbeRecord] = field(default_factory=dict)
+    confirmed: set[int] = field(default_factory=set)
 
-def _bracket(
-    holds: Callable[[float], bool], first_rate: float
-) -> tuple[float | None, float | None]:
-    """A rate that holds and twice it, which does not; None for one that was not found."""
-    rate = first_rate
-    if holds(rate):
-        for _ in range(MAX_DOUBLINGS):
-            if not holds(2 * rate):
-                return rate, 2 * rate
-            rate *= 2
-        return rate, None
-    for _ in range(MAX_HALVINGS):
-        rate /= 2
-        if holds(rate):
-            return rate, 2 * rate
-    return None, rate
+    def holds(self, step: int) -> bool:
+        """Whether the rate of a step holds, measured if it was not."""
+        if step not in self.probes:
+            self._probe(step, 1)
+        return self.probes[step].holds
 
+    def confirm(self, step: int) -> bool:
+        """Whether it holds over more runs, which is the last word on it."""
+        if step not in self.confirmed:
+            self._probe(step, AGREEING_ROUNDS)
+            if len(set(self.probes[step].rounds_held)) > 1:
+                self._probe(step, MAX_ROUNDS)
+            self.confirmed.add(step)
+        return self.probes[step].holds
 
-def _probe(rate: float, runs: Sequence[RunRecord], slo: Sequence[SloTerm], num_slots: int) -> Probe:
-    good = goodput(runs, slo)
-    assert good is not None, "there is an SLO"
-    backlog = any(has_backlog(run, num_slots) for run in runs)
-    return Probe(rate, good.met, good.requests_per_s, backlog)
+    def bracket(self, step: int) -> tuple[int | None, int | None]:
+        """A step that holds and one above that does not; None for one that was not found."""
+        if not self.holds(step):
+            return self._descend(step)
+        return self._climb(step)
 
+    def narrow(self, low: int, high: int) -> tuple[int, int]:
+        """The bracket halved down to neighbours."""
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.holds(middle):
+                low = middle
+            else:
+                high = middle
+        return low, high
 
-def _end_s(request: RequestRecord) -> float:
-    return math.inf if request.done_s is None else request.done_s
+    def bracket_again(self, low: int, high: int) -> tuple[int | None, int | None]:
+        """After an end of the bracket has fallen on the other side: the nearest one around it."""
+        if not self.probes[low].holds:
+            below = [step for step, probe in self.probes.items() if step < low and probe.holds]
+            return (max(below), low) if below else self._descend(low)
+        above = [step for step, probe in self.probes.items() if step > high and not probe.holds]
+        return (high, min(above)) if above else self._climb(high)
+
+    def _probe(self, step: int, rounds: int) -> None:
+        self.probes[step] = self.measure(rate_at(step), rounds)
+        if self.on_probe is not None:
+            self.on_probe(self.probes[step])
+
+    def _climb(self, step: int) -> tuple[int, int | None]:
+        for _ in range(MAX_CLIMBS):
+            if not self.holds(step + STRIDE):
+                return step, step + STRIDE
+            step += STRIDE
+        return step, None
+
+    def _descend(self, step: int) -> tuple[int | None, int]:
+        for _ in range(MAX_DESCENTS):
+            if self.holds(step - STRIDE):
+                return step - STRIDE, step
+            step -= STRIDE
+        return None, step

@@ -61,14 +61,15 @@ def half_width(values: Sequence[float]) -> float:
     return student_t(len(values) - 1) * stdev(values) / math.sqrt(len(values))
 
 
-def is_settled(values: Sequence[float], relative: float) -> bool:
-    """Whether the interval of the runs is as narrow as asked: half width / mean <= `relative`.
+def relative_half_width(values: Sequence[float]) -> float:
+    """Half the width of the interval of the mean / the mean; infinite for fewer than three runs.
 
-    This is what `--until-ci 3%` waits for.
+    This is what `--until-ci 3%` bounds.
     """
     if len(values) < MIN_RUNS:
-        return False
-    return half_width(values) <= relative * abs(fmean(values))
+        return math.inf
+    half, mean = half_width(values), abs(fmean(values))
+    return half / mean if mean > 0 else (0.0 if half == 0 else math.inf)
 
 
 def runs_needed(values: Sequence[float], relative: float) -> int | None:

@@ -23,6 +23,9 @@ class StreamRecord:
     counts: list[int] = field(default_factory=list)
     first_event_s: float | None = None
     num_events: int = 0
+    empty_times_s: list[float] = field(default_factory=list)
+    first_answer_s: float | None = None
+    num_reasoning_events: int = 0
     total_tokens: int | None = None
     is_guess: bool = False
     num_prompt_tokens: int | None = None
@@ -40,6 +43,11 @@ class StreamRecord:
         if event.num_tokens > 0:
             self.times_s.append(now_s)
             self.counts.append(event.num_tokens)
+            self.num_reasoning_events += event.is_reasoning
+            if self.first_answer_s is None and not event.is_reasoning:
+                self.first_answer_s = now_s
+        elif event.has_choice:
+            self.empty_times_s.append(now_s)
         self.is_guess |= event.is_guess
         self.finish_reason = event.finish_reason or self.finish_reason
         self.num_preemptions = event.num_preemptions
@@ -82,6 +90,9 @@ class StreamRecord:
             conversation=self.request.conversation,
             turn=self.request.turn,
             server_timings_s=self.server_timings_s,
+            empty_event_times_s=tuple(self.empty_times_s),
+            first_answer_s=self.first_answer_s if self.num_reasoning_events else None,
+            num_reasoning_events=self.num_reasoning_events,
         )
 
     def _counts(self) -> tuple[list[int], str | None]:

@@ -7,39 +7,49 @@ interleaved over the cells, so that a machine that drifts drifts for all of them
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llmopt.bench.cells import OpenCell, close_cell, open_cell
 from llmopt.bench.dummy import ByteTokenizer, tokenizer_of
 from llmopt.bench.examine import QualityComparison, examine_weights
 from llmopt.bench.failures import describe
+from llmopt.bench.foreign import examined, is_foreign, refuse, runs_together
+from llmopt.bench.foreign_session import ForeignSession, open_session
 from llmopt.bench.loaded import LoadedModels
 from llmopt.bench.observer import Observer, open_stage
 from llmopt.bench.prepare import PreparedTarget, prepare_targets
-from llmopt.bench.run_progress import RunProgress
+from llmopt.bench.profile_cells import Profiles, profile_cells
+from llmopt.bench.rate_finder import find_rate, require_rate
+from llmopt.bench.run_progress import RunProgress, SearchProgress
 from llmopt.bench.site import Site, survey
-from llmopt.bench.slo_search import Probe
-from llmopt.bench.speed import Served, find_rate, measure_run
+from llmopt.bench.speed import Served, measure_run
+from llmopt.bench.stopping import rounds, stopping_record
 from llmopt.bench.workload_prompts import UserPrompt, read_prompts
+from llmopt.bench.workload_spec import LoadPlan
 from llmopt.data import read_text
 from llmopt.models.loader import resolve_device
 from llmopt.models.tokenizer import Tokenizer
 from llmopt.recipe.schema import Recipe, Target, all_targets, cells
 from llmopt.results.files import make_directory
 from llmopt.results.journal import drop_partial
+from llmopt.results.schema import RunRecord, SearchJournal, SearchRecord
 from llmopt.results.store import write_once
-
-USUAL_PROBES = 8  # of a search for a rate: three or four on either side of the first bracket
 
 
 def run_recipe(
-    recipe: Recipe, out_dir: Path, work_dir: Path, observer: Observer, *, device: str = "cpu"
+    recipe: Recipe,
+    out_dir: Path,
+    work_dir: Path,
+    observer: Observer,
+    *,
+    device: str = "cpu",
+    profile: bool = False,
 ) -> list[Path]:
     """Measure every cell and return the paths of the result files, in the order of the cells.
 
-    Result files and journals go to `out_dir`, quantized checkpoints to `work_dir`. Raises when
+    Result files and journals go to `out_dir`, quantized checkpoints to `work_dir`. With `profile`,
+    the steps of our own runtime are timed part by part when all runs are done. Raises when
     nothing can be measured: there is no such device, the base cannot be prepared or the quality
     text is unfit (`LLMOptError`), or `out_dir` cannot be written (`OutputError`).
     `KeyboardInterrupt` passes through with all finished runs in the journals.
@@ -53,8 +63,13 @@ def run_recipe(
     sweep.open_cells(site)
     sweep.examine()
     if recipe.loads:
-        sweep.find_rates()
-        sweep.measure_speed()
+        try:
+            sweep.find_rates()
+            sweep.measure_speed()
+        finally:
+            sweep.end_others(None)
+        if profile:
+            sweep.profile(site)
     return sweep.write(site)
 
 
@@ -70,6 +85,8 @@ class _Sweep:
     cells: list[OpenCell] = field(default_factory=list)
     texts: dict[Path, list[int]] = field(default_factory=dict)
     user_prompts: dict[tuple[Path, str], list[UserPrompt]] = field(default_factory=dict)
+    sessions: dict[str, ForeignSession] = field(default_factory=dict)  # by cell
+    profiles: Profiles = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Get every target's checkpoint; without the base there is nothing to compare with."""
@@ -94,6 +111,10 @@ class _Sweep:
                 self.out_dir,
             )
             self.cells.append(opened)
+            if opened.error is None and not isinstance(prepared, str):
+                refusal = refuse(cell, prepared, self.device)
+                if refusal is not None:
+                    opened.error, opened.skipped = refusal.reason, refusal.skipped
             if opened.error is not None:
                 self.observer.cell_failed(cell.cell_id, opened.error)
 
@@ -108,7 +129,7 @@ class _Sweep:
             with open_stage(self.observer, f"examine {target.name}"), self._failing(members):
                 facts, cost = examine_weights(prepared, self.models)
                 for opened in members:
-                    opened.model, opened.cost = facts, cost
+                    opened.model, opened.cost = examined(opened.cell, prepared, facts, cost)
                 quality = next((c.quality for c in members if c.quality is not None), None)
                 is_scored = target != base and target.dummy_config is None
                 if quality is None and comparison is not None and is_scored:
@@ -128,42 +149,33 @@ class _Sweep:
                 open_stage(self.observer, f"search the rate of {opened.cell.cell_id}"),
                 self._failing([opened]),
             ):
-                probes: list[Probe] = []
-                found = find_rate(
-                    self._served(opened),
-                    opened.plan,
-                    seed=self.recipe.seed,
-                    repeats=self.recipe.repeats,
-                    on_probe=partial(self._show_probe, probes),
-                )
-                assert found.rate is not None, "a search that finds nothing raises"
-                opened.plan = opened.plan.at_rate(found.rate)
+                opened.search = self._search(opened, opened.plan)
+                opened.plan = opened.plan.at_rate(require_rate(opened.search))
 
     def measure_speed(self) -> None:
-        """All runs that are not in a journal, repeat by repeat, load by load, target by target."""
+        """All runs that are not in a journal, round by round, load by load, target by target."""
         loaded = [(opened, opened.plan) for opened in self.cells if opened.plan is not None]
-        total = self.recipe.repeats * sum(plan.spec.num_requests for _, plan in loaded)
-        done = 0
+        per_round = sum(plan.spec.num_requests for _, plan in loaded)
         with open_stage(self.observer, "measure speed"):
-            for repeat in range(self.recipe.repeats):
+            for each in rounds(self.recipe, self.cells):
+                done = each.repeat * per_round
                 for index, (opened, plan) in enumerate(loaded, start=1):
-                    detail = (
-                        f"cell {index} of {len(loaded)}: {opened.cell.cell_id}, "
-                        f"run {repeat + 1} of {self.recipe.repeats}"
-                    )
+                    detail = f"cell {index} of {len(loaded)}: {opened.cell.cell_id}, {each.detail}"
+                    total = each.expected * per_round
                     progress = RunProgress(self.observer, done, total, detail)
-                    if opened.error is None and not opened.has_run(repeat):
-                        with self._failing([opened]):
-                            run = measure_run(
-                                self._served(opened),
-                                plan,
-                                repeat=repeat,
-                                seed=self.recipe.seed,
-                                on_request=progress,
-                            )
-                            opened.runs.append(run)
-                        opened.save(self.out_dir)
+                    for repeat in runs_together(self.recipe, opened.cell, each.repeat):
+                        if opened.error is None and not opened.has_run(repeat):
+                            with self._failing([opened]):
+                                opened.runs.append(self._run(opened, plan, repeat, progress))
+                            opened.save(self.out_dir)
                     done += plan.spec.num_requests
+        for opened, _ in loaded:
+            opened.stopping = stopping_record(self.recipe, opened, self.cells)
+
+    def profile(self, site: Site) -> None:
+        """Time the steps of our own cells part by part, which is no run of theirs."""
+        assert site.ceilings is not None, "a machine that serves loads was measured"
+        self.profiles = profile_cells(self.cells, self._served, site.ceilings, self.observer)
 
     def write(self, site: Site) -> list[Path]:
         """One result file per cell; the journals go when all of them are there."""
@@ -171,6 +183,7 @@ class _Sweep:
             close_cell(opened, self.recipe, site.environment, site.ceilings)
             for opened in self.cells
         ]
+        results = [replace(r, profile=self.profiles.get(r.cell_id, ())) for r in results]
         paths = [write_once(self.out_dir, result) for result in results]
         for opened in self.cells:
             drop_partial(self.out_dir, opened.cell.cell_id)
@@ -209,19 +222,84 @@ class _Sweep:
                 comparison.measure_noise(self._advance_windows)
         return comparison
 
+    def _search(self, opened: OpenCell, plan: LoadPlan) -> SearchRecord:
+        """The search of a cell's rate, journalled run by run."""
+
+        def keep(journal: SearchJournal) -> None:
+            opened.search_journal = journal
+            opened.save(self.out_dir)
+
+        return find_rate(
+            lambda at_rate, repeat: self._run(opened, at_rate, repeat),
+            plan,
+            repeats=self.recipe.repeats,
+            journal=opened.search_journal,
+            on_run=keep,
+            on_probe=SearchProgress(self.observer),
+        )
+
+    def _run(
+        self,
+        opened: OpenCell,
+        plan: LoadPlan,
+        repeat: int,
+        progress: RunProgress | None = None,
+    ) -> RunRecord:
+        served = self._served(opened)
+        try:
+            return measure_run(
+                served,
+                plan,
+                repeat=repeat,
+                seed=self.recipe.seed,
+                on_request=progress,
+                on_wait=None if progress is None else progress.waiting,
+            )
+        finally:
+            if served.foreign is not None:
+                opened.backend = served.foreign.facts
+
     def _served(self, opened: OpenCell) -> Served:
         prepared = self.prepared[opened.cell.target]
         assert not isinstance(prepared, str), "a cell without a checkpoint has an error"
         assert opened.cell.load is not None, "a cell that serves has a load"
-        model = prepared.load(self.models)
-        tokenizer = tokenizer_of(prepared.target, prepared.path, model.config.vocab_size)
+        model = None if is_foreign(opened.cell) else prepared.load(self.models)
+        vocab_size = 0 if model is None else model.config.vocab_size  # of random weights only
+        tokenizer = tokenizer_of(prepared.target, prepared.path, vocab_size)
         prompts = opened.cell.load.workload.prompts
         return Served(
             model,
             self._text(prepared.path, tokenizer),
             self._user_prompts(prepared.path, prompts, tokenizer),
             prepared.target.engine,
+            self._session(opened, prepared, tokenizer),
         )
+
+    def _session(
+        self, opened: OpenCell, prepared: PreparedTarget, tokenizer: Tokenizer | ByteTokenizer
+    ) -> ForeignSession | None:
+        """The runtime of others that serves a cell, with all other such runtimes ended."""
+        cell_id = opened.cell.cell_id
+        self.end_others(cell_id)
+        if not is_foreign(opened.cell):
+            return None
+        assert isinstance(tokenizer, Tokenizer), "a checkpoint has a tokenizer"
+        assert opened.model is not None, "a cell without an error has been examined"
+        if cell_id not in self.sessions:
+            self.sessions[cell_id] = open_session(
+                opened.cell, prepared, opened.model, tokenizer, self.device, self.out_dir
+            )
+        session = self.sessions[cell_id]
+        is_searching = opened.cell.load is not None and opened.cell.load.is_searched
+        session.keep = opened.cell.backend.reuse_server or (is_searching and opened.search is None)
+        self.models.leave_free(2 * opened.model.file_bytes)
+        return session
+
+    def end_others(self, cell_id: str | None) -> None:
+        """End every runtime of others but that of one cell."""
+        for other, session in self.sessions.items():
+            if other != cell_id:
+                session.close()
 
     def _user_prompts(
         self, path: Path, file: str | None, tokenizer: Tokenizer | ByteTokenizer
@@ -239,9 +317,3 @@ class _Sweep:
 
     def _advance_windows(self, done: int, total: int) -> None:
         self.observer.stage_advanced(done, total, "windows of text")
-
-    def _show_probe(self, probes: list[Probe], probe: Probe) -> None:
-        probes.append(probe)
-        verdict = "holds" if probe.holds else "fails"
-        total = max(USUAL_PROBES, len(probes) + 1)
-        self.observer.stage_advanced(len(probes), total, f"{probe.rate:.3g} requests/s {verdict}")

@@ -7,7 +7,7 @@ and what could not be observed passes and says so. The known traps of benchmarks
     fixed prompts or the order of a sweep warm the prefix cache     cache-state
     a queue in the client hides waiting, such as few connections    coordinated-omission
     the client does not keep up with the rate that was asked for    arrival-rate
-    stream events counted as tokens; a role taken for a token       token-counts
+    stream events counted as tokens; a role timed as a token        token-counts
     end of text not ignored, or ignored where it must not be        output-length, finish-reasons
     failed requests left out of percentiles; broken templates       requests-served
     prompts cut in silence; another tokenizer on the server         prompt-length
@@ -15,9 +15,12 @@ and what could not be observed passes and says so. The known traps of benchmarks
     the burst at the start; the drain at the end                    start-burst, steady-window
     a slow or busy client                                           client-lag, littles-law
     random prompts distort speculation                              prompt-source
+    the first token is of a reasoning, not of an answer             reasoning
     model loading, compiling, autotuning in the first requests      warm-up, first-request
+    a mean that falls with load, as cold requests weigh less        first-request (p50 is shown)
     heat, clocks, other work on the machine                         machine, drift, spread
     tails of too few samples                                        samples
+    a bare model beside servers (llama-bench)                       `llmopt audit` says so
 
 Checks of client and load are in `validity_load`, of machine and time in `validity_runs`.
 """
@@ -66,12 +69,13 @@ def check_cell(load: LoadSpec, runs: Sequence[RunRecord]) -> tuple[ValidityCheck
         check_first_request(runs),
         check_cache(load, runs),
         check_prompt_source(load, runs),
+        check_reasoning(served),
         check_client_lag(runs, served),
         check_omission(requests),
         check_arrival_rate(load, runs),
         check_parallelism(runs),
         check_start_burst(load, runs),
-        check_samples(served),
+        check_samples(load, served),
         check_spread(runs),
         check_drift(runs),
         check_machine(runs),
@@ -143,13 +147,17 @@ def check_token_counts(served: Sequence[RequestRecord]) -> ValidityCheck:
     """Tokens were counted, not stream events: the counts of the events add up to the outputs."""
     assumed = sum(request.counted_by == "events" for request in served)
     wrong = sum(sum(request.token_counts) != request.num_output_tokens for request in served)
+    empty = sum(min(request.token_counts, default=1) < 1 for request in served)
     per_event = tokens_per_event(served)
     detail = "no tokens" if per_event is None else f"{per_event:.3g} tokens per event"
     if assumed:
         detail += f"; the backend did not say how many in {assumed} of {len(served)} requests"
     if wrong:
         detail += f"; in {wrong} of {len(served)} requests the events do not add up to the output"
-    return ValidityCheck("token-counts", not assumed and not wrong and bool(served), detail)
+    if empty:
+        detail += f"; in {empty} of {len(served)} an event without a token is timed as one"
+    passed = not assumed and not wrong and not empty and bool(served)
+    return ValidityCheck("token-counts", passed, detail)
 
 
 def check_cache(load: LoadSpec, runs: Sequence[RunRecord]) -> ValidityCheck:
@@ -175,15 +183,40 @@ def check_prompt_source(load: LoadSpec, runs: Sequence[RunRecord]) -> ValidityCh
     return ValidityCheck("prompt-source", not wrong, detail)
 
 
-def check_samples(served: Sequence[RequestRecord]) -> ValidityCheck:
-    """There are enough requests for a 95 % interval of the percentile that is shown."""
-    needed = min_samples(SHOWN_PERCENTILE)
+def check_reasoning(served: Sequence[RequestRecord]) -> ValidityCheck:
+    """All streams begin with the same thing: the TTFT is to the first token, of a reasoning too.
+
+    How much later the answer begins is said; a percentile over both kinds would mean nothing.
+    """
+    thinking = [request for request in served if request.num_reasoning_events]
+    if not thinking:
+        return ValidityCheck("reasoning", True, "no stream told a reasoning from its answer")
+    detail = f"{len(thinking)} of {len(served)} streams begin with a reasoning, where TTFT ends"
+    waits = [
+        1e3 * (request.first_answer_s - request.first_token_s)
+        for request in thinking
+        if request.first_answer_s is not None and request.first_token_s is not None
+    ]
+    if waits:
+        detail += f"; their answers begin {median(waits):.3g} ms later at p50"
+    if len(waits) < len(thinking):
+        detail += f"; {len(thinking) - len(waits)} never begin one"
+    return ValidityCheck("reasoning", len(thinking) == len(served), detail)
+
+
+def check_samples(load: LoadSpec, served: Sequence[RequestRecord]) -> ValidityCheck:
+    """There are enough requests for a 95 % interval of every percentile that is shown or decided
+    by: those of the table, and of the SLO.
+    """
+    percents = [term.percent for term in load.slo if term.percent is not None]
+    highest = max([SHOWN_PERCENTILE, *percents], key=min_samples)
+    needed = min_samples(highest)
     supported = [p for p in (50, 90, 95, 99, 99.9) if len(served) >= min_samples(p)]
     detail = f"{len(served)} requests support " + (
-        f"percentiles up to p{supported[-1]:g}"
-        if supported
-        else f"no percentile; p50 needs {needed}"
+        f"percentiles up to p{supported[-1]:g}" if supported else "no percentile"
     )
+    if len(served) < needed:
+        detail += f"; p{highest:g} needs {needed}"
     return ValidityCheck("samples", len(served) >= needed, detail)
 
 

@@ -224,7 +224,8 @@ class _Planner:
         ]
 
     def _cut(self, lengths: Sequence[int], use: int, *, unique: bool = True) -> list[Prompt]:
-        seed = (*self.seed, use)
+        variant = (self.plan.variant,) if self.plan.variant else ()
+        seed = (*self.seed, use, *variant)
         if self.plan.load.workload.source == "random":
             return random_prompts(self.text, lengths, seed)
         if unique:

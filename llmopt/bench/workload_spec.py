@@ -27,10 +27,11 @@ class LoadPlan:
     sizes: SizeSource | None  # None: of a trace's own lengths
     trace: tuple[TracedRequest, ...] = ()
     traced_sizes: tuple[Sizes, ...] = ()
+    variant: int = 0  # each has other prompts, of the same lengths and at the same times
 
-    def at_rate(self, rate: float) -> "LoadPlan":
-        """The same load at another rate."""
-        return replace(self, spec=replace(self.spec, rate=rate))
+    def at_rate(self, rate: float, variant: int = 0) -> "LoadPlan":
+        """The same load at another rate, with the prompts of a variant."""
+        return replace(self, spec=replace(self.spec, rate=rate), variant=variant)
 
     @property
     def max_request_tokens(self) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from llmopt.bench.trace_files import where_to_get
 from llmopt.errors import UsageError
 from llmopt.results.store import read_result
 
@@ -46,7 +47,7 @@ def read_trace(path: str | Path) -> list[TracedRequest]:
         rows = sorted(readers[path.suffix](path), key=lambda row: row.at_s)
     except OSError as error:
         raise UsageError(
-            f"the trace {path} cannot be read ({error.strerror})", "Check the path."
+            f"the trace {path} cannot be read ({error.strerror})", where_to_get(path)
         ) from error
     rows = [row for row in rows if row.prompt_tokens > 0 and row.output_tokens > 0]
     if not rows:

@@ -8,8 +8,10 @@ from llmopt import __version__
 from llmopt.cli.audit import audit
 from llmopt.cli.backend import app as backend
 from llmopt.cli.bench import bench
+from llmopt.cli.bench_kernels import bench_kernels
 from llmopt.cli.doctor import doctor
 from llmopt.cli.evaluate import evaluate
+from llmopt.cli.gate import gate
 from llmopt.cli.generate import generate
 from llmopt.cli.quantize import quantize
 from llmopt.cli.recipes import recipes
@@ -26,8 +28,10 @@ app.command()(quantize)
 app.command()(generate)
 app.command("eval")(evaluate)
 app.command()(bench)
+app.command()(bench_kernels)
 app.command()(recipes)
 app.command()(report)
+app.command()(gate)
 app.command()(audit)
 app.command()(doctor)
 app.add_typer(backend, name="backend")

@@ -144,7 +144,42 @@ def bench(
             rich_help_panel=HOW,
         ),
     ] = None,
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="What serves the targets: llmopt,vllm (`llmopt backend list`).",
+            rich_help_panel=HOW,
+        ),
+    ] = "llmopt",
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a server that runs already; else one is started.", rich_help_panel=HOW
+        ),
+    ] = None,
+    server_model: Annotated[
+        str | None,
+        typer.Option(help="What it calls the model; its only one.", rich_help_panel=HOW),
+    ] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(help="Environment variable that holds its key.", rich_help_panel=HOW),
+    ] = None,
+    server_args: Annotated[
+        str | None,
+        typer.Option(help='More arguments: "--enforce-eager".', rich_help_panel=HOW),
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Interleaved runs per cell.")] = 3,
+    until_ci: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Run on until the 95 % interval of every main number is within it: 3%.",
+        ),
+    ] = None,
+    max_repeats: Annotated[
+        int | None, typer.Option(help="Runs at most with --until-ci; 20 if absent.")
+    ] = None,
     quality: Annotated[
         bool, typer.Option(help="Measure the quality loss against the base.")
     ] = True,
@@ -154,6 +189,12 @@ def bench(
         float | None, typer.Option(help="Of the machine: gives the cost of a million tokens.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile", help="Also time the parts of a decode step and of a prefill chunk."
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Measure quality and speed of several models or methods side by side.
@@ -167,13 +208,11 @@ def bench(
 
         llmopt bench ./smollm2-w4 ./smollm2-w8 --base smollm2-135m --concurrency 1,4,16
 
-        llmopt bench smollm2-135m --rate 0.5,1,2 --prompt-tokens 200~150<512 --requests 50
-
-        llmopt bench smollm2-135m --slo "ttft_p95<2s,tpot_p95<200ms"
-
-        llmopt bench --dummy-weights config.json --dummy-weights config.json@w4g128
+        llmopt bench smollm2-135m --backend llmopt,vllm --concurrency 1,16
     """
+    from llmopt.cli.bench_backends import backends_of_options
     from llmopt.cli.bench_loads import LoadOptions, loads_of_options
+    from llmopt.cli.bench_repeats import with_repeats
     from llmopt.recipe.load import load_recipe, read_engine, recipe_from_targets
     from llmopt.recipe.schema import Quality
 
@@ -209,18 +248,29 @@ def bench(
             price_per_hour=price_per_hour,
             rules=_rules(),
             engine=None if engine is None else read_engine("--engine", engine),
+            backends=backends_of_options(backend, url, server_model, api_key_env, server_args),
             base=base,
             dtype=_dtype(dtype),
             repeats=repeats,
             seed=seed,
             quality=Quality(text) if quality else None,
         )
-    _measure(recipe, out, work, device, as_json=json)
+    recipe = with_repeats(recipe, until_ci, max_repeats)
+    _measure(recipe, out, work, device, profile=profile, as_json=json)
 
 
-def _measure(recipe: "Recipe", out: Path, work: Path | None, device: str, *, as_json: bool) -> None:
+def _measure(
+    recipe: "Recipe",
+    out: Path,
+    work: Path | None,
+    device: str,
+    *,
+    profile: bool,
+    as_json: bool,
+) -> None:
     """Run the recipe and print its table; exit code 1 when a cell failed."""
     from llmopt.bench.sweep import run_recipe
+    from llmopt.cli.profile_view import print_profiles
     from llmopt.cli.progress import StageProgress
     from llmopt.hardware.cache import cache_directory
     from llmopt.report.render import render
@@ -228,11 +278,13 @@ def _measure(recipe: "Recipe", out: Path, work: Path | None, device: str, *, as_
 
     with StageProgress() as progress:
         checkpoints = work or cache_directory() / "checkpoints"
-        paths = run_recipe(recipe, out, checkpoints, progress, device=device)
+        paths = run_recipe(recipe, out, checkpoints, progress, device=device, profile=profile)
     results, errors = read_results(paths)
     render(results, errors, "json" if as_json else "terminal", sys.stdout)
+    if not as_json:
+        print_profiles(results, sys.stdout)
     typer.echo(f"{len(paths)} result files in {out}", err=True)
-    failed = sum(result.error is not None for result in results)
+    failed = sum(result.error is not None and not result.skipped for result in results)
     if failed:
         typer.echo(f"{failed} of {len(results)} cells failed; their rows say why", err=True)
         raise typer.Exit(1)
@@ -242,10 +294,19 @@ def _rules() -> "tuple[Rule, ...]":
     """What a recipe must keep in the view of those who measure it."""
     from llmopt.bench.dummy import dummy_problems
     from llmopt.bench.engine_settings import engine_problems
+    from llmopt.bench.foreign import backend_problems
     from llmopt.bench.quantization import quantization_problems
     from llmopt.bench.slo import slo_problems
+    from llmopt.bench.trace_files import trace_problems
 
-    return quantization_problems, dummy_problems, engine_problems, slo_problems
+    return (
+        quantization_problems,
+        dummy_problems,
+        engine_problems,
+        slo_problems,
+        trace_problems,
+        backend_problems,
+    )
 
 
 def _refuse_load_options(context: typer.Context) -> None:

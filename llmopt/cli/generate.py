@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from llmopt.engine.llm import LLM
     from llmopt.engine.outputs import RequestOutput
     from llmopt.engine.sampling_params import SamplingParams
+    from llmopt.layers.native_linear import WeightActivations
 
 
 def generate(
@@ -65,6 +66,13 @@ def generate(
     ] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    activations: Annotated[
+        str,
+        typer.Option(
+            help="Before quantized weights on a CPU: int8 (fast), bf16, or auto: int8 where the"
+            " weights have fewer than 8 bits."
+        ),
+    ] = "auto",
     kv_dtype: Annotated[str, typer.Option(help="Of the cache: auto, fp8 or int8.")] = "auto",
     kv_memory: Annotated[
         str | None, typer.Option(help="For the cache, like 512MiB; a share of what is free.")
@@ -131,6 +139,7 @@ def generate(
         model,
         dtype=dtype,
         device=device,
+        activations=cast("WeightActivations", activations),
         kv_dtype=cast("KVDtypeName", kv_dtype),
         kv_memory_bytes=None if kv_memory is None else parse_memory_size("--kv-memory", kv_memory),
         max_model_len=max_model_len,

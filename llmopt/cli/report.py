@@ -1,92 +1,116 @@
 """`llmopt report`."""
 
 import io
-from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from llmopt.cli import report_options as options
+from llmopt.cli.report_options import OutputFormat, PictureKind
 
-class OutputFormat(StrEnum):
-    """Forms of a report."""
-
-    TERMINAL = "terminal"
-    MARKDOWN = "markdown"
-    CSV = "csv"
-    JSON = "json"
+if TYPE_CHECKING:
+    from llmopt.report.sources import Sources
 
 
 def report(
-    results: Annotated[list[Path], typer.Argument(help="Result files, or directories of them.")],
-    output_format: Annotated[
-        OutputFormat, typer.Option("--format", "-f", help="Form of the report.")
-    ] = OutputFormat.TERMINAL,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write here, not to standard output.")
-    ] = None,
-    into: Annotated[
-        Path | None,
-        typer.Option(help="Replace the Markdown report between marker lines in this document."),
-    ] = None,
-    place: Annotated[
-        str | None, typer.Option(help="Which of the document's places, if they have names.")
-    ] = None,
-    png: Annotated[
-        Path | None,
-        typer.Option(help="Draw quality loss against throughput, or bits, into this file."),
-    ] = None,
-    tool: Annotated[
-        str | None,
-        typer.Option("--as", help="Print the runs as vllm, guidellm, aiperf or mlperf defines."),
-    ] = None,
-    price_per_hour: Annotated[
-        float | None,
-        typer.Option(min=0, help="Price of the machine, for the cost of a million tokens."),
-    ] = None,
+    results: options.Results,
+    output_format: options.Format = OutputFormat.TERMINAL,
+    out: options.Out = None,
+    into: options.Into = None,
+    place: options.Place = None,
+    png: options.Png = None,
+    picture: options.Picture = PictureKind.TRADEOFF,
+    tool: options.Tool = None,
+    price_per_hour: options.Price = None,
+    explain: options.Explain = False,
+    columns: options.Columns = None,
+    group_by: options.GroupRows = None,
+    where: options.Where = None,
+    sort: options.Sort = None,
+    baseline: options.Baseline = None,
+    recommend: options.Recommend = False,
+    max_kld: options.MaxKld = None,
+    slo: options.Slo = None,
+    max_memory: options.MaxMemory = None,
 ) -> None:
     """Show result files as tables: size, quality loss, latency, throughput, speed-up; of results
-    without a load what quantizing took.
+    without a load what quantizing took. Files of vllm bench, GuideLLM, AIPerf and llama-bench are
+    shown beside, marked as imported.
 
     Examples:
 
         llmopt report results/
 
+        llmopt report results/demo --columns quality,speed --where load=c8 --sort kld
+
+        llmopt report results/demo --recommend --max-kld 0.05 --slo "ttft_p95<300ms"
+
+        llmopt report demo/results --format html --out report.html
+
         llmopt report demo/results --format markdown --out table.md --png picture.png
 
-        llmopt report results/demo --into README.md
+        llmopt report results/ --picture history --png history.svg
 
-        llmopt report results/methods-smollm2 --into README.md --place methods-smollm2
+        llmopt report results/demo --into README.md
 
         llmopt report results/demo --as vllm
     """
     from llmopt.cli.output import open_output
     from llmopt.report.embed import embed_in_file
     from llmopt.report.render import render
-    from llmopt.results.store import read_results
 
-    found, errors = read_results(results)
-    if price_per_hour is not None:
-        from llmopt.report.priced import priced
-
-        found = [priced(result, price_per_hour) for result in found]
+    choice = options.read_choice(columns, group_by, where, sort, baseline)
+    sources = _read(results, price_per_hour)
     if tool is not None:
         from llmopt.report.restated import restated
 
         with open_output(out) as stream:
-            stream.write(restated(found, tool))
+            stream.write(restated(sources.results, tool))
         return
+    if recommend or max_kld is not None or slo is not None or max_memory is not None:
+        from llmopt.cli.recommend_view import write_recommendation
+
+        bounds = options.read_bounds(max_kld, slo, max_memory)
+        with open_output(out) as stream:
+            write_recommendation(sources, choice, bounds, output_format, stream)
+        return
+    write = partial(
+        render,
+        sources.results,
+        sources.errors,
+        plot=png,
+        explain=explain,
+        choice=choice,
+        picture=picture.value,
+        kernels=sources.kernels,
+    )
     if into is not None:
         text = io.StringIO()
-        picture = render(found, errors, "markdown", text, plot=png)
+        drawn = write("markdown", text)
         embed_in_file(into, text.getvalue(), place)
     else:
         with open_output(out) as stream:
-            picture = render(found, errors, output_format.value, stream, plot=png)
-    for written in (into, out if into is None else None):
-        if written is not None:
-            typer.echo(f"wrote {written}", err=True)
-    if picture is not None:
-        typer.echo(f"wrote {picture}", err=True)
+            drawn = write(output_format.value, stream)
+    _say_written(into or out, png, drawn)
+
+
+def _read(paths: list[Path], price_per_hour: float | None) -> "Sources":
+    from llmopt.report.sources import read_sources
+
+    sources = read_sources(paths)
+    if price_per_hour is not None:
+        from llmopt.report.priced import priced
+
+        sources.results = [priced(result, price_per_hour) for result in sources.results]
+    return sources
+
+
+def _say_written(document: Path | None, png: Path | None, drawn: Path | None) -> None:
+    if document is not None:
+        typer.echo(f"wrote {document}", err=True)
+    if drawn is not None:
+        typer.echo(f"wrote {drawn}", err=True)
     elif png is not None:
-        typer.echo("no picture: no row has both quality and throughput or bits", err=True)
+        typer.echo("no picture: the results do not have what it shows", err=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llmopt.engine.layer_group import LayerGroup
 from llmopt.engine.scheduler import ScheduledRequest, SchedulerOutput
+from llmopt.engine.staging import to_device
 from llmopt_kernels.paged_attention import AttentionMetadata
 
 
@@ -23,7 +24,7 @@ class Batch:
     """The input of one step.
 
     Attributes:
-        input_ids: [T] int64.
+        input_ids: [T] int64; `PENDING_TOKEN` where only the device knows the token.
         positions: [T] int64, of each token in its own sequence.
         metadata: lengths, slots and block tables of the B requests.
         logits_indices: [R] int64, the last known token of each request that samples, and each of
@@ -56,32 +57,33 @@ def build_batch(
     seq_lens = tuple(item.start + item.num_scheduled_tokens for item in scheduled)
     by_group: list[AttentionMetadata] = []
     for index, group in enumerate(groups):
-        block_tables = _pad_block_tables(scheduled, index, group, block_size)  # [B, max_blocks]
+        block_tables = pad_block_tables(scheduled, index, group, block_size)  # [B, max_blocks]
         blocks = block_tables[owners, positions // block_size].astype(np.int64)
         slots = blocks * block_size + positions % block_size  # [T]
         by_group.append(
             AttentionMetadata(
                 query_lens=tuple(query_lens),
                 seq_lens=seq_lens,
-                slot_mapping=torch.from_numpy(slots).to(device),
-                block_tables=torch.from_numpy(block_tables).to(device),
+                slot_mapping=to_device(slots, device),
+                block_tables=to_device(block_tables, device),
                 block_size=block_size,
                 max_window=group.window,
                 num_sinks=group.num_sinks,
             )
         )
     return Batch(
-        input_ids=torch.tensor(_token_ids(scheduled), dtype=torch.int64, device=device),
-        positions=torch.from_numpy(positions).to(device),
-        metadata=_by_layer(by_group, groups),
-        logits_indices=torch.from_numpy(_logits_rows(scheduled, ends)).to(device),
+        input_ids=to_device(np.array(_token_ids(scheduled), dtype=np.int64), device),
+        positions=to_device(positions, device),
+        metadata=by_layer(by_group, groups),
+        logits_indices=to_device(_logits_rows(scheduled, ends), device),
         sampling=tuple(item for item in scheduled if item.samples),
     )
 
 
-def _by_layer(
+def by_layer(
     by_group: Sequence[AttentionMetadata], groups: Sequence[LayerGroup]
 ) -> AttentionMetadata:
+    """The metadata of a step from those of its layer groups."""
     if len(groups) == 1:
         return by_group[0]
     layers = {
@@ -111,7 +113,7 @@ def _logits_rows(
     return np.arange(sum(counts)) + np.repeat(last - before + 1, counts)
 
 
-def _pad_block_tables(
+def pad_block_tables(
     scheduled: tuple[ScheduledRequest, ...], index: int, group: LayerGroup, block_size: int
 ) -> npt.NDArray[np.int32]:
     """int32 [B, max_blocks] of group `index`; 0 behind the table and outside the window."""

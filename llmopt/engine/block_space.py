@@ -103,6 +103,7 @@ class BlockSpace:
 
     def find_match(self, request: Request) -> Match:
         """The longest computed prefix that `request` can share; its last token is never in it."""
+        assert request.num_pending_tokens == 0, "only known tokens can be found"
         cached = self._find_cached(request)
         parent = request.parent
         if parent is None or parent.status is not RequestStatus.RUNNING:
@@ -179,11 +180,15 @@ class BlockSpace:
             del table[length:]
 
     def register(self, request: Request) -> None:
-        """Make the full blocks that were computed since the last time known to later requests."""
+        """Make the full blocks that were computed since the last time known to later requests.
+
+        A block that a pending token fills is registered when that is known.
+        """
         first = request.num_registered_blocks
         if request.num_computed_tokens < (first + 1) * self.block_size or not self.prefix_caching:
             return
-        num_full = request.num_computed_tokens // self.block_size
+        num_known = request.num_tokens - request.num_pending_tokens
+        num_full = min(request.num_computed_tokens, num_known) // self.block_size
         keys = self._keys(request, num_full)
         for group, table in zip(self.groups, request.block_tables, strict=True):
             for key, block_id in zip(keys[first:num_full], table[first:num_full], strict=True):

@@ -13,6 +13,7 @@ from llmopt.engine.speculation.config import SpeculationConfig
 from llmopt.errors import UsageError
 
 KVDtypeName = Literal["auto", "fp8", "int8"]
+AsyncScheduling = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,9 @@ class EngineConfig:
             what the model computes. None: the model's own windows.
         sink_tokens: the first tokens, which stay visible under `attention_window`.
         speculation: how to guess tokens ahead; None: not at all.
+        cuda_graphs: record decode steps as CUDA graphs when the engine is made; on a GPU only.
+        async_scheduling: prepare a step while the device computes the one before; "auto": on a GPU.
+            Steps that need tokens on the host are not (`lookahead`).
 
     Raises:
         UsageError: a value is below its minimum, or two of them contradict each other.
@@ -60,6 +64,8 @@ class EngineConfig:
     attention_window: int | None = None
     sink_tokens: int = 0
     speculation: SpeculationConfig | None = None
+    cuda_graphs: bool = True
+    async_scheduling: AsyncScheduling = "auto"
 
     def __post_init__(self) -> None:
         _require_at_least(
@@ -79,6 +85,7 @@ class EngineConfig:
         _require_choice("kv_dtype", self.kv_dtype, "auto", "fp8", "int8")
         _require_choice("policy", self.policy, "fcfs", "priority", "static")
         _require_choice("preemption", self.preemption, "recompute", "swap")
+        _require_choice("async_scheduling", self.async_scheduling, "auto", "on", "off")
         if self.sink_tokens and self.attention_window is None:
             raise UsageError(
                 f"sink_tokens is {self.sink_tokens} without an attention_window",

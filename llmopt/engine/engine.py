@@ -19,7 +19,9 @@ from llmopt.engine.block_space import BlockSpace
 from llmopt.engine.config import EngineConfig
 from llmopt.engine.kv_cache import PagedKV
 from llmopt.engine.kv_plan import KVPlan, plan_kv
+from llmopt.engine.lookahead import advance, can_look_ahead, needs_host_tokens, settle
 from llmopt.engine.model_runner import DecoderModel, ModelRunner, StepResult
+from llmopt.engine.pending_step import PendingStep
 from llmopt.engine.policies import make_policy
 from llmopt.engine.request import Request, StepOutput
 from llmopt.engine.sampling_params import SamplingParams
@@ -28,7 +30,8 @@ from llmopt.engine.snapshot import EngineSnapshot, StageTimes
 from llmopt.engine.speculation.make import make_speculator
 from llmopt.engine.stats import EngineStats
 from llmopt.engine.structured import GrammarCompiler
-from llmopt.errors import UsageError
+from llmopt.engine.warm_up import num_padding_blocks, warm_up
+from llmopt.errors import EngineError, UsageError
 from llmopt.layers.rejection_sampler import Draft
 from llmopt.layers.token_logprobs import TokenLogprobs
 from llmopt.models.tokenizer import Tokenizer
@@ -71,7 +74,7 @@ class Engine:
         self.max_model_len = self.plan.max_model_len
         self.kv = PagedKV(
             self.plan.groups,
-            self.plan.num_blocks,
+            [n + num_padding_blocks(model.device) for n in self.plan.num_blocks],
             self.plan.layout,
             model.device,
             self.plan.num_host_blocks,
@@ -87,8 +90,13 @@ class Engine:
         self.runner = ModelRunner(
             model, self.kv.layers, config.block_size, self.plan.groups, grammars
         )
+        warm_up(self.runner, self.plan, config)
         self.stats = EngineStats()
         self.times = StageTimes()
+        wanted = config.async_scheduling
+        on = model.device.type == "cuda" if wanted == "auto" else wanted == "on"
+        self._looks_ahead = on and self.speculator is None
+        self._pending: PendingStep | None = None  # launched, and its tokens are not recorded
 
     @property
     def block_pool(self) -> BlockPool:
@@ -136,6 +144,7 @@ class Engine:
             arrival_s=arrival_s,
             priority=params.priority,
             cache_salt=cache_salt,
+            needs_host_tokens=needs_host_tokens(params),
         )
         samples = [first, *(_fork(first, f"{request_id}/{i}", i) for i in range(1, n))]
         for sample in samples:
@@ -147,12 +156,68 @@ class Engine:
     def step(self) -> list[StepOutput]:
         """Compute one step; return what it added to the requests that got a token.
 
+        With asynchronous scheduling the next step is launched first, and what is returned is of the
+        one before: nothing, for the first.
+
         Raises:
             EngineError: the model computed logits that are not finite numbers.
         """
-        scheduler = self.scheduler
-        if not scheduler.has_unfinished():
+        if not self.scheduler.has_unfinished():
+            self._pending = None
             return []
+        return self._step_ahead() if self._looks_ahead else self._step()
+
+    def _step_ahead(self) -> list[StepOutput]:
+        """Launch a step if one can be before the tokens of that in flight are known; record those.
+
+        What fails ends the requests whose tokens will never be known.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None and pending.is_over():
+            pending = None
+        try:
+            if can_look_ahead(self.scheduler):
+                self._pending = self._launch(pending)
+                return [] if pending is None else self._settle(pending)
+            return self._step() if pending is None else self._settle(pending)
+        except EngineError:
+            self._pending = None
+            for request in list(self.scheduler.requests.values()):
+                if request.num_pending_tokens:
+                    self.abort(request.request_id)
+            raise
+
+    def _launch(self, previous: PendingStep | None) -> PendingStep:
+        """Start a step before the tokens of the `previous` one are known."""
+        scheduler = self.scheduler
+        started = time.perf_counter()
+        output = scheduler.schedule()
+        self.stats.count_step(output, scheduler.running, scheduler.blocks, self.max_model_len)
+        self.kv.move(output)
+        scheduled = time.perf_counter()
+        pending = self.runner.launch(output, previous)
+        launched = time.perf_counter()
+        advance(scheduler, output)
+        self.times.schedule_s += scheduled - started
+        self.times.update_s += time.perf_counter() - launched
+        return pending
+
+    def _settle(self, pending: PendingStep) -> list[StepOutput]:
+        """Wait for the tokens of a step and record them."""
+        result = self.runner.finish(pending)
+        finished = time.perf_counter()
+        sampled = [token_ids[0] for token_ids in result.token_ids]
+        step_outputs = settle(self.scheduler, pending.output, sampled)
+        self.stats.num_generated_tokens += len(step_outputs)
+        times = self.times
+        times.forward_s += result.forward_s
+        times.sample_s += result.sample_s
+        times.update_s += time.perf_counter() - finished
+        return step_outputs
+
+    def _step(self) -> list[StepOutput]:
+        """Compute a step and wait for it."""
+        scheduler = self.scheduler
         started = time.perf_counter()
         speculator = self.speculator
         drafts: dict[str, Draft] = {}

@@ -22,6 +22,7 @@ from llmopt.engine.speculation.config import SpeculationConfig
 from llmopt.engine.speculation.vocabulary import check_draft_tokenizer
 from llmopt.engine.text_stream import TextStream
 from llmopt.errors import UsageError
+from llmopt.layers.native_linear import WeightActivations
 from llmopt.models.dummy import make_dummy_model
 from llmopt.models.loader import load_model
 from llmopt.models.resolve import resolve_model
@@ -37,6 +38,9 @@ class LLM:
         model: an alias, a local directory or a hub id.
         dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
         device: "cpu", "cuda" or "cuda:1".
+        activations: what bfloat16 activations are rounded to before quantized weights on a CPU:
+            "int8" (the compiled kernels, where there are any), "bf16" (not at all), or "auto":
+            int8 before weights of fewer than 8 bits.
         dummy_weights: a config (a config.json, or a model's) to be served with random weights in
             place of the model, whose tokenizer alone is used; see `make_dummy_model`.
         speculation: who guesses tokens ahead, as `SpeculationConfig.proposer`, or all about it;
@@ -56,6 +60,7 @@ class LLM:
         *,
         dtype: str = "auto",
         device: str = "cpu",
+        activations: WeightActivations = "auto",
         dummy_weights: str | None = None,
         speculation: str | SpeculationConfig | None = None,
         block_size: int = 16,
@@ -93,7 +98,7 @@ class LLM:
         if speculation is not None:
             check_draft_tokenizer(self.tokenizer, speculation)
         if dummy_weights is None:
-            loaded = load_model(path, dtype=dtype, device=device)
+            loaded = load_model(path, dtype=dtype, device=device, activations=activations)
         else:
             loaded = make_dummy_model(dummy_weights, dtype=dtype, device=device)
         self._weight_bytes = loaded.weight_bytes

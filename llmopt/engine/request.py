@@ -2,7 +2,7 @@
 
 Knows nothing about tensors, blocks' contents or text.
 Law: `0 <= num_computed_tokens < num_tokens` while a request is unfinished, and generated tokens are
-never taken back, whatever happens to the blocks.
+never taken back once they are known, whatever happens to the blocks.
 """
 
 from dataclasses import dataclass, field
@@ -17,11 +17,17 @@ FinishReason = Literal["stop", "length", "abort"]
 BlockTable = list[int | None]  # None: a block outside the window, freed
 
 
+PENDING_TOKEN = -1  # stands for a token that the device has not told yet
+
+
 class RequestStatus(Enum):
-    """Where a request is: in the queue, in the batch, or done."""
+    """Where a request is: in the queue, in the batch, without blocks and waiting for its last token
+    only, or done.
+    """
 
     WAITING = "waiting"
     RUNNING = "running"
+    ENDING = "ending"
     FINISHED = "finished"
 
 
@@ -39,7 +45,7 @@ class Request:
     memory while the request is swapped out. Requests of smaller `priority` numbers go first where
     the policy asks for it. Only requests of one `cache_salt` share cached prefixes. `parent` is a
     request with the same prompt, whose blocks this one shares. `prompt_logprobs` are those computed
-    so far.
+    so far. The last `num_pending_tokens` of `token_ids` are sampled and not known to the host.
     """
 
     request_id: str
@@ -60,6 +66,8 @@ class Request:
     rank: tuple[int, int] = (0, 0)
     num_prefix_hit_tokens: int = 0
     num_registered_blocks: int = 0
+    num_pending_tokens: int = 0
+    needs_host_tokens: bool = False
     block_tables: tuple[BlockTable, ...] = ()
     host_tables: tuple[BlockTable, ...] = ()
     block_keys: list[BlockKey] = field(default_factory=list, repr=False)
@@ -72,7 +80,7 @@ class Request:
 
     @property
     def num_output_tokens(self) -> int:
-        """Generated tokens."""
+        """Generated tokens, pending ones too."""
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
@@ -113,7 +121,35 @@ class Request:
         """Add one generated token; return why the request ends with it, or None."""
         assert self.status is not RequestStatus.FINISHED, "a finished request grows no more"
         self.token_ids.append(token_id)
-        num_output_tokens = self.num_output_tokens
+        return self._finish_reason(token_id, self.num_output_tokens)
+
+    def append_pending(self) -> None:
+        """Add one generated token that is not known yet."""
+        self.token_ids.append(PENDING_TOKEN)
+        self.num_pending_tokens += 1
+
+    def settle(self, token_id: int) -> FinishReason | None:
+        """Learn the first pending token; where the request ends with it, forget those behind it.
+
+        Returns why the request ends with it, or None.
+        """
+        assert self.num_pending_tokens > 0, "only a token that was sampled is told"
+        index = self.num_tokens - self.num_pending_tokens
+        self.token_ids[index] = token_id
+        self.num_pending_tokens -= 1
+        reason = self._finish_reason(token_id, index + 1 - self.num_prompt_tokens)
+        if reason is not None:
+            del self.token_ids[index + 1 :]
+            self.num_pending_tokens = 0
+        return reason
+
+    def output(self, token_ids: tuple[int, ...], reason: FinishReason | None) -> "StepOutput":
+        """What a step added that gave these tokens."""
+        return StepOutput(
+            self.request_id, token_ids, reason, self.num_preemptions, self.num_prefix_hit_tokens
+        )
+
+    def _finish_reason(self, token_id: int, num_output_tokens: int) -> FinishReason | None:
         if token_id in self.stop_token_ids and num_output_tokens > self.params.min_tokens:
             return "stop"
         return "length" if num_output_tokens >= self.max_tokens else None

@@ -176,12 +176,16 @@ class Scheduler:
         request = self.requests.get(request_id)
         if request is None:
             return False
+        self.finish(request, "abort")
+        return True
+
+    def finish(self, request: Request, reason: FinishReason) -> None:
+        """End an unfinished request, wherever it is."""
         if request.status is RequestStatus.RUNNING:
             self.running.remove(request)
-        else:
+        elif request.status is RequestStatus.WAITING:
             self.waiting.remove(request)
-        self._finish(request, "abort")
-        return True
+        self._end(request, reason)
 
     def schedule(self, drafts: Mapping[str, tuple[int, ...]] | None = None) -> SchedulerOutput:
         """Choose the tokens of the next step and allocate their blocks.
@@ -253,8 +257,10 @@ class Scheduler:
         for requests in (self.running, self.waiting):
             assert requests == sorted(requests, key=_rank), "requests are in the order of ranks"
         assert len(self.running) <= self.max_num_seqs, "the batch is limited"
-        known = [request.request_id for request in (*self.running, *self.waiting)]
+        ending = [r for r in self.requests.values() if r.status is RequestStatus.ENDING]
+        known = [request.request_id for request in (*self.running, *self.waiting, *ending)]
         assert sorted(known) == sorted(self.requests), "each unfinished request is in one place"
+        assert not any(r.block_tables for r in ending), "an ending request computes nothing more"
 
     def _continue_running(self, step: _Step, drafts: Mapping[str, tuple[int, ...]]) -> None:
         """Schedule running requests, best rank first; make room by preempting the worst."""
@@ -359,18 +365,12 @@ class Scheduler:
         request.num_computed_tokens += len(taken) - 1
         self.blocks.register(request)
         if reason is not None:
-            self._finish(request, reason)
+            self._end(request, reason)
         elif item.draft_token_ids and self.policy.continuous:
             self.blocks.trim(request)
-        return StepOutput(
-            request.request_id,
-            tuple(taken),
-            reason,
-            request.num_preemptions,
-            request.num_prefix_hit_tokens,
-        )
+        return request.output(tuple(taken), reason)
 
-    def _finish(self, request: Request, reason: FinishReason) -> None:
+    def _end(self, request: Request, reason: FinishReason) -> None:
         self.blocks.release(request)
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason

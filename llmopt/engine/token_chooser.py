@@ -21,7 +21,7 @@ from llmopt.errors import UsageError
 from llmopt.layers.logprobs import token_logprobs
 from llmopt.layers.penalties import Penalties, TokenCounts, penalize
 from llmopt.layers.rejection_sampler import Draft, verify
-from llmopt.layers.sampler import SamplingRow, sample
+from llmopt.layers.sampler import DeviceTokens, SamplingRow, sample, sample_async
 from llmopt.layers.token_logprobs import TokenLogprobs
 
 
@@ -83,6 +83,12 @@ class TokenChooser:
             for item in items
         ]
         return verify(logits, rows, scheduled)
+
+    def choose_ahead(self, logits: Tensor, items: Sequence[ScheduledRequest]) -> DeviceTokens:
+        """As `choose`, without waiting for a GPU, for requests without drafts of which none
+        `changes_logits`.
+        """
+        return sample_async(logits, [sampling_row(item.request) for item in items])
 
     def _change(self, logits: Tensor, items: Sequence[ScheduledRequest]) -> Tensor:
         """Logits with constraints, biases and penalties; those given if there are none."""

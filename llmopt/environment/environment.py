@@ -13,10 +13,15 @@ from dataclasses import dataclass
 class Environment:
     """A pinned requirement set with a name.
 
-    package, module: the distribution that it is made for, and what is imported to prove it works
+    package, module: the distribution that it is made for, and what is imported to prove it works,
+        unless `program` is run
     torch: the torch requirement, installed first and held by all later steps; None: not needed
     requirements: installed with their dependencies
     bare_requirements: installed without, because what they ask for contradicts the rest
+    removed: distributions that were brought along, do not work with the rest, and go again
+    stand_ins: distributions that are there by name and version only, since the software asks for
+        itself by a name that it was not published under
+    program: what is run with `--version` in place of the import
     variables: set whenever the environment's python runs
     disk_gb, minutes: what making it took with a CPU build of torch on two cores, rounded up
     newest_python: (major, minor) of the last Python that its packages install on
@@ -32,6 +37,9 @@ class Environment:
     minutes: int
     torch: str | None = None
     bare_requirements: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    stand_ins: tuple[tuple[str, str], ...] = ()
+    program: str | None = None
     variables: tuple[tuple[str, str], ...] = ()
     needs_compiler: bool = False
     needs_cuda: bool = False
@@ -46,8 +54,9 @@ class Environment:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the pinned requirements."""
-        return hashlib.sha256(json.dumps(self.pinned).encode()).hexdigest()
+        """SHA-256 of the pinned requirements, and of what is changed after them."""
+        changes = (self.removed, self.stand_ins) if self.removed or self.stand_ins else ()
+        return hashlib.sha256(json.dumps([*self.pinned, *changes]).encode()).hexdigest()
 
     @property
     def override_variable(self) -> str:

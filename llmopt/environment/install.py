@@ -33,6 +33,14 @@ from llmopt.errors import BackendError, OutputError, UsageError
 _PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input")
 _COMPILERS = ("c++", "g++", "clang++")
 _TAIL_LINES = 200  # of a failed step, in which its reason is looked for
+# The metadata of a distribution (core metadata specification of packaging.python.org), and no more.
+_STAND_IN = """
+import pathlib, sys, sysconfig
+name, version = sys.argv[1:]
+folder = pathlib.Path(sysconfig.get_path("purelib"), f"{name}-{version}.dist-info")
+folder.mkdir(exist_ok=True)
+(folder / "METADATA").write_text(f"Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +157,18 @@ def _steps(
     if environment.bare_requirements:
         bare = environment.bare_requirements
         yield f"installing {', '.join(bare)}", (*pip, "--no-deps", *bare)
-    check = f"import {environment.module}"
-    yield f"checking `{check}`", (str(python_in(directory)), "-c", check)
+    python = str(python_in(directory))
+    if environment.removed:
+        removed = environment.removed
+        yield f"removing {', '.join(removed)}", (python, *_PIP, "uninstall", "--yes", *removed)
+    for name, version in environment.stand_ins:
+        yield f"standing in for {name}", (python, "-c", _STAND_IN, name, version)
+    if environment.program is not None:
+        program = directory / "bin" / environment.program
+        yield f"checking `{environment.program}`", (str(program), "--version")
+    else:
+        check = f"import {environment.module}"
+        yield f"checking `{check}`", (python, "-c", check)
 
 
 def _run_step(

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from gguf import LlamaFileType, dequantize
 
 from llmopt.errors import CheckpointError
 from llmopt.formats.gguf_blocks import GGML_TYPES, GgmlType, GgufWeight
@@ -138,6 +137,8 @@ class GgufCheckpoint:
         return np.frombuffer(self._data, np.uint8, info.num_bytes, info.offset)
 
     def _dequantize(self, info: TensorInfo) -> torch.Tensor:
+        from gguf import dequantize
+
         try:
             values = dequantize(self._bytes(info).reshape(byte_shape(info)), info.quantization)
         except NotImplementedError as error:
@@ -220,6 +221,8 @@ class GgufWeights:
     @property
     def scheme(self) -> str:
         """Such as "gguf-q4_k_m", after the mix that the file says it is."""
+        from gguf import LlamaFileType
+
         number = self._reader.metadata.get("general.file_type")
         names = {int(kind): str(kind.name) for kind in LlamaFileType}
         name = names.get(number, "mixed") if isinstance(number, int) else "mixed"

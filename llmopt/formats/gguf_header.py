@@ -13,12 +13,14 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
-from typing import cast
-
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from typing import TYPE_CHECKING, cast
 
 from llmopt.formats.gguf_blocks import GgmlType
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -30,18 +32,37 @@ MAX_ARRAY_DEPTH = 4
 
 GgufValue = int | float | bool | str | list["GgufValue"]
 
+
+class GgufValueType(IntEnum):
+    """Types of metadata values, by their numbers in files."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+
 _SCALARS = {
-    GGUFValueType.UINT8: "B",
-    GGUFValueType.INT8: "b",
-    GGUFValueType.UINT16: "H",
-    GGUFValueType.INT16: "h",
-    GGUFValueType.UINT32: "I",
-    GGUFValueType.INT32: "i",
-    GGUFValueType.UINT64: "Q",
-    GGUFValueType.INT64: "q",
-    GGUFValueType.FLOAT32: "f",
-    GGUFValueType.FLOAT64: "d",
-    GGUFValueType.BOOL: "?",
+    GgufValueType.UINT8: "B",
+    GgufValueType.INT8: "b",
+    GgufValueType.UINT16: "H",
+    GgufValueType.INT16: "h",
+    GgufValueType.UINT32: "I",
+    GgufValueType.INT32: "i",
+    GgufValueType.UINT64: "Q",
+    GgufValueType.INT64: "q",
+    GgufValueType.FLOAT32: "f",
+    GgufValueType.FLOAT64: "d",
+    GgufValueType.BOOL: "?",
 }
 
 
@@ -55,7 +76,7 @@ class TensorInfo:
 
     name: str
     shape: tuple[int, ...]  # row-major: outermost dimension first, unlike in the file
-    quantization: GGMLQuantizationType
+    quantization: "GGMLQuantizationType"
     offset: int  # of the first byte, from the start of the file
     num_bytes: int
 
@@ -111,54 +132,54 @@ def parse_header(data: memoryview) -> GgufHeader:
 class GgufField:
     """A value to write and the type to write it as; a list becomes an array of that type."""
 
-    type: GGUFValueType
+    type: GgufValueType
     value: GgufValue
 
     @classmethod
     def uint32(cls, value: int) -> "GgufField":
         """A count, a size or a token id."""
-        return cls(GGUFValueType.UINT32, value)
+        return cls(GgufValueType.UINT32, value)
 
     @classmethod
     def float32(cls, value: float) -> "GgufField":
         """A real number."""
-        return cls(GGUFValueType.FLOAT32, value)
+        return cls(GgufValueType.FLOAT32, value)
 
     @classmethod
     def boolean(cls, value: bool) -> "GgufField":
         """A flag."""
-        return cls(GGUFValueType.BOOL, value)
+        return cls(GgufValueType.BOOL, value)
 
     @classmethod
     def string(cls, value: str) -> "GgufField":
         """A text."""
-        return cls(GGUFValueType.STRING, value)
+        return cls(GgufValueType.STRING, value)
 
     @classmethod
     def strings(cls, values: Sequence[str]) -> "GgufField":
         """An array of texts."""
-        return cls(GGUFValueType.STRING, list(values))
+        return cls(GgufValueType.STRING, list(values))
 
     @classmethod
     def int32s(cls, values: Sequence[int]) -> "GgufField":
         """An array of integers."""
-        return cls(GGUFValueType.INT32, list(values))
+        return cls(GgufValueType.INT32, list(values))
 
     @classmethod
     def float32s(cls, values: Sequence[float]) -> "GgufField":
         """An array of real numbers."""
-        return cls(GGUFValueType.FLOAT32, list(values))
+        return cls(GgufValueType.FLOAT32, list(values))
 
     @classmethod
     def booleans(cls, values: Sequence[bool]) -> "GgufField":
         """An array of flags."""
-        return cls(GGUFValueType.BOOL, list(values))
+        return cls(GgufValueType.BOOL, list(values))
 
     def encode(self) -> bytes:
         """Type and value, as they follow the key."""
         if not isinstance(self.value, list):
             return struct.pack("<I", self.type) + _encode_items(self.type, [self.value])
-        head = struct.pack("<IIQ", GGUFValueType.ARRAY, self.type, len(self.value))
+        head = struct.pack("<IIQ", GgufValueType.ARRAY, self.type, len(self.value))
         return head + _encode_items(self.type, self.value)
 
 
@@ -197,8 +218,8 @@ def encode_header(metadata: Mapping[str, GgufField], tensors: Sequence[TensorPla
     return header.ljust(round_up(len(header), alignment), b"\0")
 
 
-def _encode_items(kind: GGUFValueType, values: list[GgufValue]) -> bytes:
-    if kind == GGUFValueType.STRING:
+def _encode_items(kind: GgufValueType, values: list[GgufValue]) -> bytes:
+    if kind == GgufValueType.STRING:
         return b"".join(_encode_string(cast(str, value)) for value in values)
     return struct.pack(f"<{len(values)}{_SCALARS[kind]}", *values)
 
@@ -236,17 +257,17 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise GgufError(f"a string before byte {self.position:,} is not UTF-8") from error
 
-    def value_type(self) -> GGUFValueType:
+    def value_type(self) -> GgufValueType:
         code = self.number("I")
         try:
-            return GGUFValueType(code)
+            return GgufValueType(code)
         except ValueError as error:
             raise GgufError(f"unknown value type {code} before byte {self.position:,}") from error
 
-    def value(self, kind: GGUFValueType, depth: int = 0) -> GgufValue:
-        if kind == GGUFValueType.STRING:
+    def value(self, kind: GgufValueType, depth: int = 0) -> GgufValue:
+        if kind == GgufValueType.STRING:
             return self.string()
-        if kind == GGUFValueType.ARRAY:
+        if kind == GgufValueType.ARRAY:
             return self._array(depth + 1)
         return self._scalars(_SCALARS[kind], 1)[0]
 
@@ -265,6 +286,8 @@ class _Cursor:
 
 def _tensor_row(cursor: _Cursor) -> TensorInfo:
     """One row of the table; its offset is still relative to the start of the tensor data."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # where nothing is read, not needed
+
     name = cursor.string()
     num_dimensions = cursor.number("I")
     if num_dimensions > MAX_DIMENSIONS:

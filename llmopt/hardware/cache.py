@@ -1,4 +1,4 @@
-"""Where llmopt keeps what it can make again: the default model and the measured ceilings.
+"""Where llmopt keeps what it can make again: a model, measured ceilings, compiled kernels.
 
 Knows nothing about the contents. The law: only this file decides the place.
 """
@@ -14,3 +14,10 @@ def cache_directory() -> Path:
     if shared := os.environ.get("XDG_CACHE_HOME"):
         return Path(shared).expanduser() / "llmopt"
     return Path.home() / ".cache" / "llmopt"
+
+
+def kernels_directory() -> Path:
+    """$LLMOPT_KERNELS, or a folder of the cache: where the compiled CPU kernels are."""
+    if own := os.environ.get("LLMOPT_KERNELS"):
+        return Path(own).expanduser()
+    return cache_directory() / "kernels"

@@ -6,6 +6,7 @@ the rounded values are multiplied as they are, because 16-bit types hold them ex
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +14,13 @@ import torch.nn.functional as F
 from llmopt.formats.dynamic import Activations, DynamicWeight
 from llmopt.formats.fp8 import Fp8Weight
 from llmopt.formats.quantized import QuantizedWeight
+from llmopt_kernels.dispatch import uses_triton
 from llmopt_kernels.fp8 import reference as fp8
 from llmopt_kernels.fp8 import torch_scaled_mm
 from llmopt_kernels.fp8.torch_scaled_mm import DynamicFp8Weight
 from llmopt_kernels.w8a8 import reference as w8a8
 from llmopt_kernels.w8a8 import torch_int_mm
-from llmopt_kernels.w8a8.torch_int_mm import DynamicInt8Weight, pack_dynamic_int8
+from llmopt_kernels.w8a8.torch_int_mm import pack_dynamic_int8
 
 QUANTIZERS: dict[Activations, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]] = {
     "int8": w8a8.quantize_tokens,
@@ -26,12 +28,27 @@ QUANTIZERS: dict[Activations, Callable[[torch.Tensor], tuple[torch.Tensor, torch
 }
 
 
+class DynamicMatrix(Protocol):
+    """A weight that rounds the inputs it is multiplied with."""
+
+    @property
+    def values(self) -> torch.Tensor:
+        """[O, K] in 8 bits."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that one product reads."""
+
+    def matmul(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """x: [T, K]; bias: [O] -> [T, O] in the dtype of x."""
+
+
 class DynamicLinear:
     """A weight in the layout of an integer or FP8 product."""
 
     def __init__(
         self,
-        weight: DynamicInt8Weight | DynamicFp8Weight,
+        weight: DynamicMatrix,
         bias: torch.Tensor | None,
         kernel: str,
     ) -> None:
@@ -101,6 +118,10 @@ def _fp8_linear(
     stored: Fp8Weight, weight: DynamicWeight, bias: torch.Tensor | None, dtype: torch.dtype
 ) -> DynamicLinear | SimulatedLinear:
     scales = stored.row_scales().flatten().contiguous()
+    if weight.activations == "fp8" and _multiplies_fp8(stored.values):
+        from llmopt_kernels.fp8.triton import TritonFp8Weight
+
+        return DynamicLinear(TritonFp8Weight(stored.values, scales), bias, f"triton {weight.label}")
     reason = torch_scaled_mm.why_not(stored.shape, stored.values.device, dtype)
     if weight.activations != "fp8":
         reason = "FP8 weights are multiplied with FP8 inputs only"
@@ -118,6 +139,12 @@ def _integer_linear(
     has_row_scales = spec.group_size is None and spec.symmetric
     if weight.activations != "int8" or spec.bits != 8 or not has_row_scales:
         reason: str | None = "only symmetric 8-bit rows and inputs have an integer product"
+    elif uses_triton(stored.codes):
+        from llmopt_kernels.w8a8.triton import TritonInt8Weight
+
+        int8 = pack_dynamic_int8(stored.codes, stored.scales)
+        packed_int8 = TritonInt8Weight(int8.values, int8.scales)
+        return DynamicLinear(packed_int8, bias, f"triton {weight.label}")
     elif device.type == "cuda":
         reason = torch_int_mm.why_not_on_cuda(stored.shape)
     else:
@@ -133,6 +160,13 @@ def _integer_linear(
         values = stored.dequantize(compute)
         scales = torch.ones(stored.shape[0], device=device)
     return SimulatedLinear(values, scales, bias, weight.activations, _simulated(weight, reason))
+
+
+def _multiplies_fp8(values: torch.Tensor) -> bool:
+    """Whether Triton's FP8 product runs where these values are."""
+    if not uses_triton(values):
+        return False
+    return torch.cuda.get_device_capability(values.device) >= torch_scaled_mm.MIN_CAPABILITY
 
 
 def _simulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -18,7 +18,16 @@ from llmopt.formats.quantized import (
     can_concatenate,
     concatenate_rows,
 )
+from llmopt.layers.codes import has_codes
 from llmopt.layers.dynamic import make_dynamic_linear
+from llmopt.layers.native_linear import (
+    WeightActivations,
+    library_for,
+    make_native_linear,
+    make_row_product,
+    rounds_to_int8,
+)
+from llmopt.layers.triton_linear import make_triton_linear, takes_packed
 from llmopt_kernels.wna16.torch_cpu import (
     INT4_ROW_MULTIPLE,
     Int4Weight,
@@ -58,14 +67,17 @@ class Linear(Protocol):
 
 
 class DenseLinear:
-    """A full-precision weight [O, K]; `kernel` says so if it was dequantized at loading."""
+    """A full-precision weight [O, K]; `kernel` says so if it was dequantized at loading. Bfloat16
+    on a CPU goes through the compiled kernels.
+    """
 
     def __init__(
         self, weight: torch.Tensor, bias: torch.Tensor | None, kernel: str = "dense"
     ) -> None:
         self.weight = weight
         self.bias = bias
-        self.kernel = kernel
+        self.rows = make_row_product(weight, bias)
+        self.kernel = "native bf16" if self.rows and kernel == "dense" else kernel
         self.out_features, self.in_features = weight.shape
 
     @property
@@ -75,6 +87,8 @@ class DenseLinear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [T, K] -> [T, O]."""
+        if self.rows is not None and x.dtype == torch.bfloat16 and x.dim() == 2:
+            return self.rows(x)
         return F.linear(x, self.weight, self.bias)
 
 
@@ -116,23 +130,23 @@ class SplitLinear:
     """
 
     def __init__(self, parts: Sequence[Linear]) -> None:
-        self._parts = tuple(parts)
-        self.in_features = self._parts[0].in_features
-        self.out_features = sum(part.out_features for part in self._parts)
+        self.parts = tuple(parts)
+        self.in_features = self.parts[0].in_features
+        self.out_features = sum(part.out_features for part in self.parts)
 
     @property
     def weight_bytes(self) -> int:
         """Sum over the parts."""
-        return sum(part.weight_bytes for part in self._parts)
+        return sum(part.weight_bytes for part in self.parts)
 
     @property
     def kernel(self) -> str:
         """The parts' kernels, each once."""
-        return " + ".join(dict.fromkeys(part.kernel for part in self._parts))
+        return " + ".join(dict.fromkeys(part.kernel for part in self.parts))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x: [T, K] -> [T, O]."""
-        return torch.cat([part(x) for part in self._parts], dim=-1)
+        return torch.cat([part(x) for part in self.parts], dim=-1)
 
 
 def make_linear(
@@ -141,12 +155,15 @@ def make_linear(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    activations: WeightActivations = "auto",
 ) -> Linear:
     """One layer from matrices that share their input (q, k, v; gate, up), stacked along O.
 
     dtype is that of the activations. Weights without a kernel of their own are dequantized once.
     Matrices that cannot be stacked (different specs or groupings) are computed one after the
-    other.
+    other. activations: what bfloat16 activations are rounded to before they meet coded weights on
+    a CPU; "int8" needs the compiled kernels and is "bf16" without them; "auto" is "int8" before
+    weights of fewer than 8 bits.
     """
     bias = _join_biases(weights, biases, dtype, device)
     dense = [w for w in weights if isinstance(w, torch.Tensor)]
@@ -155,17 +172,35 @@ def make_linear(
     if len(dense) == len(weights):
         weight = dense[0] if len(dense) == 1 else torch.cat(dense)
         return DenseLinear(weight.to(device, dtype), bias)
+    stored = [w for w in weights if not isinstance(w, torch.Tensor)]
+    uses_int8 = rounds_to_int8(activations, stored) and not takes_packed(dtype, device)
+    int8_library = library_for(dtype, device) if uses_int8 else None
+    if int8_library is not None and len(stored) == len(weights) and not dynamic:
+        native = make_native_linear(stored, bias, int8_library)
+        if native is not None:
+            return native
     if len(groups) == len(weights) and can_concatenate(groups):
         return _quantized_linear(concatenate_rows(groups), bias, dtype, device)
     stacked = stack_dynamic(dynamic) if len(dynamic) == len(weights) else None
     if stacked is not None:
         return make_dynamic_linear(stacked, bias, dtype, device)
     if not (dense or groups or dynamic):
-        return _dequantized_linear(
-            [w for w in weights if not isinstance(w, torch.Tensor)], bias, dtype, device
-        )
+        takes_codes = int8_library is not None or takes_packed(dtype, device)
+        if not takes_codes or not any(has_codes(weight) for weight in stored):
+            return _dequantized_linear(stored, bias, dtype, device)
+        if takes_packed(dtype, device):
+            packed = make_triton_linear(stored, bias, dtype=dtype, device=device)
+            if packed is not None:
+                return packed
+        if len(stored) == 1:
+            return _dequantized_linear(stored, bias, dtype, device)
     parts = zip(weights, biases, strict=True)
-    return SplitLinear([make_linear([w], [b], dtype=dtype, device=device) for w, b in parts])
+    return SplitLinear(
+        [
+            make_linear([w], [b], dtype=dtype, device=device, activations=activations)
+            for w, b in parts
+        ]
+    )
 
 
 def _join_biases(
@@ -187,6 +222,9 @@ def _quantized_linear(
     weight: QuantizedWeight, bias: torch.Tensor | None, dtype: torch.dtype, device: torch.device
 ) -> Linear:
     """The fastest kernel for this weight, or the weight dequantized once where there is none."""
+    if takes_packed(dtype, device):
+        linear = make_triton_linear([weight], bias, dtype=dtype, device=device)
+        return _dequantized_linear([weight], bias, dtype, device) if linear is None else linear
     packed = None
     if device.type == "cpu" and dtype == torch.bfloat16 and kernels_run():
         packed = _pack_for_cpu(weight)

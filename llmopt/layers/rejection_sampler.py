@@ -18,16 +18,27 @@ drafting, taking and replacing come from streams of their own.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from llmopt.layers.sampler import SamplingRow, distribution, invert_cdf, sample, uniform
+from llmopt.layers.sampler import (
+    DeviceTokens,
+    SamplingRow,
+    ban,
+    distribution,
+    invert_cdf,
+    not_finite,
+    row_params,
+    sample,
+    uniform,
+)
+from llmopt_kernels.dispatch import uses_triton
+from llmopt_kernels.rejection.draft_params import DraftFacts, DraftKind, pack_drafts
+from llmopt_kernels.rejection.reference import REPLACE_STREAM, TAKE_STREAM
 
 DRAFT_STREAM = 0x9FB21C651E98DF25
-_TAKE_STREAM = 0xD6E8FEB86659FD93
-_REPLACE_STREAM = 0xA0761D6478BD642F
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,6 +89,8 @@ def verify(
         EngineError: logits are not finite numbers.
     """
     assert len(rows) == sum(len(draft) + 1 for draft in drafts), "a row for each token and one more"
+    if uses_triton(logits):
+        return _verify_on_gpu(logits, rows, drafts)
     plain = sample(logits, rows)
     firsts: list[int] = []
     first = 0
@@ -98,14 +111,59 @@ def verify(
     return results
 
 
+def _verify_on_gpu(
+    logits: Tensor, rows: Sequence[SamplingRow], drafts: Sequence[Draft]
+) -> list[tuple[int, ...]]:
+    """As `verify`, in kernels; waits for the GPU once."""
+    from llmopt_kernels.rejection.triton import verify_triton
+
+    facts: list[DraftFacts] = []
+    probs: list[Tensor] = []
+    first = 0
+    for draft in drafts:
+        kind = DraftKind.GUESSED
+        if draft.num_taken is not None:
+            kind = DraftKind.FORCED
+        elif draft.probs is not None and _is_drawn(draft, rows[first]):
+            kind = DraftKind.DRAWN
+            probs.append(draft.probs)
+        facts.append(DraftFacts(draft.token_ids, kind, draft.num_taken or 0))
+        first += len(draft) + 1
+    params = row_params(rows, pinned=logits.is_cuda).to(logits.device)
+    packed = pack_drafts(facts, torch.cat(probs) if probs else None, pinned=logits.is_cuda)
+    table = verify_triton(ban(logits, rows), params, packed.to(logits.device))
+    taken, token_ids, finite = table.tolist()
+    if not all(finite):
+        raise not_finite(logits.dtype)
+    return [
+        (*draft.token_ids[:count], token_id)
+        for draft, count, token_id in zip(drafts, taken, token_ids, strict=True)
+    ]
+
+
 def draw_drafts(logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[list[int], Tensor]:
     """Draw one token of a draft per row. logits [R, V] of the draft model; temperatures are > 0.
 
     Returns:
-        The tokens, and the probabilities [R, V] that they were drawn from.
+        The tokens, and the probabilities [R, V] that they were drawn from: float64, on a GPU
+        float32.
+
+    Raises:
+        EngineError: logits are not finite numbers.
     """
+    if uses_triton(logits):
+        return _draw_on_gpu(logits, rows)
     probs = distribution(logits, rows)
     return invert_cdf(probs, [_draw(DRAFT_STREAM, row) for row in rows]), probs
+
+
+def _draw_on_gpu(logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[list[int], Tensor]:
+    from llmopt_kernels.sampling.triton import sample_with_probs_triton
+
+    streams = [replace(row, seed=row.seed ^ DRAFT_STREAM) for row in rows]
+    params = row_params(streams, pinned=logits.is_cuda).to(logits.device)
+    table, probs = sample_with_probs_triton(ban(logits, rows), params)
+    return DeviceTokens(table, logits.dtype).read(), probs
 
 
 def _reject(
@@ -124,7 +182,7 @@ def _reject(
     proposed = proposed.to(target)  # [n, V]
     token_ids = [token_id for i in drawn for token_id in drafts[i].token_ids]
     chosen = torch.tensor(token_ids, device=target.device)[:, None]
-    draws = torch.tensor([_draw(_TAKE_STREAM, row) for row in used], dtype=torch.float64)
+    draws = torch.tensor([_draw(TAKE_STREAM, row) for row in used], dtype=torch.float64)
     threshold = draws.to(target.device) * proposed.gather(-1, chosen)[:, 0]
     taken = (threshold < target.gather(-1, chosen)[:, 0]).tolist()  # [n]
     refused: dict[int, tuple[int, int]] = {}  # first row -> number taken, index into the n rows
@@ -141,7 +199,7 @@ def _reject(
     residual = (target[places] - proposed[places]).clamp_(min=0)
     # Rounding can leave nothing where p and q are equal, and then p is what is left.
     residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, target[places])
-    replacements = invert_cdf(residual, [_draw(_REPLACE_STREAM, used[i]) for i in places])
+    replacements = invert_cdf(residual, [_draw(REPLACE_STREAM, used[i]) for i in places])
     return {
         first: (num_taken, token_id)
         for (first, (num_taken, _)), token_id in zip(refused.items(), replacements, strict=True)

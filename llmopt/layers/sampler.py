@@ -7,7 +7,8 @@ vLLM applies min-p before top-k and top-p; all else is alike.
 
 Knows nothing about requests, batches or the engine.
 Law: a drawn token depends on the row's logits, seed and position only, never on the other rows, on
-torch's global generators or on how often it was drawn before.
+torch's global generators or on how often it was drawn before. A GPU draws by the same law: its
+token differs from the CPU's only where rounding decides (`llmopt_kernels/sampling/triton.py`).
 """
 
 from collections.abc import Sequence
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor
 
 from llmopt.errors import EngineError
+from llmopt_kernels.dispatch import uses_triton
+from llmopt_kernels.sampling.reference import uniform as uniform
+from llmopt_kernels.sampling.row_params import RowParams, pack_row_params
 
-_MASK64 = 2**64 - 1
-_GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _NUM_TOP_P_CANDIDATES = 1024
 
 
@@ -41,6 +43,34 @@ class SamplingRow:
     min_p: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceTokens:
+    """Tokens of R rows that may not have been computed yet.
+
+    table: int64 [2, R]: the tokens, and for each row 1, or 0 where its logits are not finite.
+    dtype: of the logits.
+    """
+
+    table: Tensor
+    dtype: torch.dtype
+
+    @property
+    def token_ids(self) -> Tensor:
+        """int64 [R], where the logits are."""
+        return self.table[0]
+
+    def read(self) -> list[int]:
+        """Wait for the tokens.
+
+        Raises:
+            EngineError: as `sample`.
+        """
+        token_ids, finite = self.table.tolist()
+        if not all(finite):
+            raise not_finite(self.dtype)
+        return list(token_ids)
+
+
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     """Choose one token per row.
 
@@ -56,7 +86,9 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
         EngineError: logits are not finite numbers, so the model or its dtype is broken.
     """
     assert logits.shape[0] == len(rows), "one row of logits per request"
-    logits = _ban(logits, rows)
+    if uses_triton(logits):
+        return sample_async(logits, rows).read()
+    logits = ban(logits, rows)
     best, best_ids = _greatest(logits)
     token_ids: list[int] = best_ids.tolist()
     drawn = [index for index, row in enumerate(rows) if row.temperature > 0]
@@ -67,6 +99,33 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:
     return token_ids
 
 
+def sample_async(logits: Tensor, rows: Sequence[SamplingRow]) -> DeviceTokens:
+    """As `sample`, without waiting for a GPU: logits that are not finite are an error only when the
+    tokens are read. On a CPU there is nothing to wait for, and they are an error at once.
+    """
+    if not uses_triton(logits):
+        token_ids = sample(logits, rows)
+        table = torch.tensor([token_ids, [1] * len(rows)], dtype=torch.int64, device=logits.device)
+        return DeviceTokens(table, logits.dtype)
+    from llmopt_kernels.sampling.triton import sample_triton
+
+    params = row_params(rows, pinned=logits.is_cuda).to(logits.device)
+    return DeviceTokens(sample_triton(ban(logits, rows), params), logits.dtype)
+
+
+def row_params(rows: Sequence[SamplingRow], *, pinned: bool) -> RowParams:
+    """Rows as the kernels take them, on the host."""
+    return pack_row_params(
+        [row.temperature for row in rows],
+        [row.top_k for row in rows],
+        [row.top_p for row in rows],
+        [row.min_p for row in rows],
+        [row.seed for row in rows],
+        [row.position for row in rows],
+        pinned=pinned,
+    )
+
+
 def distribution(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     """The probabilities, float64 [R, V], that `sample` draws each row from; temperatures are > 0.
 
@@ -74,48 +133,35 @@ def distribution(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
         EngineError: as `sample`.
     """
     assert all(row.temperature > 0 for row in rows), "a greedy row has no distribution"
-    logits = _ban(logits, rows)
+    logits = ban(logits, rows)
     probs = _kept_probs(logits - _greatest(logits)[0][:, None], rows).double()
     return probs / probs.sum(dim=-1, keepdim=True)
-
-
-def uniform(seed: int, position: int) -> float:
-    """The number at `position` of the random stream `seed`: in [0, 1), 53 bits.
-
-    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), entered at any position: its state is a counter
-    of golden-ratio steps. The seed is mixed first, so that streams of neighbouring seeds do not
-    overlap.
-    """
-    state = (_mix(seed + _GOLDEN_GAMMA) + (position + 1) * _GOLDEN_GAMMA) & _MASK64
-    return float((_mix(state) >> 11) * 2.0**-53)
-
-
-def _mix(state: int) -> int:
-    state &= _MASK64
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return state ^ (state >> 31)
 
 
 def _greatest(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The greatest logit of each row and its token, [R] each."""
     best, best_ids = logits.max(dim=-1)  # a NaN wins
     if not bool(torch.isfinite(best).all()):
-        raise EngineError(
-            f"the model computed logits that are not finite numbers in {logits.dtype}",
-            "Try dtype float32, and check the checkpoint if that does not help.",
-        )
+        raise not_finite(logits.dtype)
     return best, best_ids
 
 
-def _ban(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+def not_finite(dtype: torch.dtype) -> EngineError:
+    """What is wrong with logits that are not finite numbers."""
+    return EngineError(
+        f"the model computed logits that are not finite numbers in {dtype}",
+        "Try dtype float32, and check the checkpoint if that does not help.",
+    )
+
+
+def ban(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
+    """Logits [R, V] in which the tokens that each row bans are -inf; a GPU is not waited for."""
     banned = [(index, token) for index, row in enumerate(rows) for token in row.banned_token_ids]
     if not banned:
         return logits
-    indices = torch.tensor(banned, device=logits.device).T  # [2, number of bans]
-    logits = logits.clone()
-    logits[indices[0], indices[1]] = -torch.inf
-    return logits
+    indices = torch.tensor(banned, pin_memory=logits.is_cuda)  # [number of bans, 2]
+    places = indices.to(logits.device, non_blocking=True)
+    return logits.index_put((places[:, 0], places[:, 1]), logits.new_full((), -torch.inf))
 
 
 def _draw(logits: Tensor, rows: Sequence[SamplingRow]) -> list[int]:

@@ -7,6 +7,7 @@ pass asks which architecture it is.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,10 @@ from llmopt.layers.norm import LayerNorm, RMSNorm
 from llmopt.layers.rotary import Frequencies
 from llmopt.models.config import ModelConfig
 from llmopt.models.mlp import MLP, MixtureOfExperts, Stage
+from llmopt.models.native_forward import NativeForward, make_native_forward
 from llmopt_kernels.paged_attention import AttentionMetadata, paged_attention
-from llmopt_kernels.rotary import RotaryTables, apply_rotary, rotary_tables
-from llmopt_kernels.store_kv import KVCache, store_kv
+from llmopt_kernels.rotary import RotaryTables, apply_rotary, rotary_store_kv, rotary_tables
+from llmopt_kernels.store_kv import KVCache
 
 LayerKV = tuple[KVCache, KVCache]  # key and value cache, each [N, S, KH, D]
 KVTensors = Sequence[LayerKV]
@@ -54,16 +56,17 @@ class Attention:
         """x: [T, C] -> [T, C]; new keys and values are stored in `layer_kv` if there is one."""
         num_rotated = self.num_heads + self.num_kv_heads
         qkv = self.qkv(x).view(len(x), -1, self.head_dim)  # [T, H + 2 * KH, D]
-        rotated = self.head_norm(qkv[:, :num_rotated])
-        if self.rope is not None:
-            rotated = apply_rotary(rotated, rotary[self.rope])
-        query, key = rotated[:, : self.num_heads], rotated[:, self.num_heads :]
-        value = qkv[:, num_rotated:]
-        context: LayerKV = (key, value)
-        if layer_kv is not None:
+        heads, value = self.head_norm(qkv[:, :num_rotated]), qkv[:, num_rotated:]
+        tables = None if self.rope is None else rotary[self.rope]
+        if layer_kv is None:
+            rotated = heads if tables is None else apply_rotary(heads, tables)
+            query = rotated[:, : self.num_heads]
+            context: LayerKV = (rotated[:, self.num_heads :], value)
+        else:
             assert metadata.slot_mapping is not None, "a cache comes with slots"
-            store_kv(layer_kv[0], key, metadata.slot_mapping)
-            store_kv(layer_kv[1], value, metadata.slot_mapping)
+            query = rotary_store_kv(
+                heads, self.num_heads, value, tables, *layer_kv, metadata.slot_mapping
+            )
             context = layer_kv
         attended = paged_attention(
             query, *context, metadata, self.scale, self.window, self.soft_cap
@@ -158,6 +161,7 @@ class Decoder:
         self.position_embedding = position_embedding  # [P, C], where positions are learned
         self.device = embedding.device
         self.dtype = embedding.dtype
+        self._has_stacks = False
 
     def embed(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """input_ids, positions: int64 [T] -> [T, C]."""
@@ -181,6 +185,8 @@ class Decoder:
         kv_cache: KVTensors | None = None,
     ) -> torch.Tensor:
         """Hidden states after the last block, not normalized. int64 [T], [T] -> [T, C]."""
+        if self.native is not None and self.native.takes(kv_cache):
+            return self.native.forward(input_ids, positions, metadata, kv_cache)
         hidden = self.embed(input_ids, positions)
         rotary = self.rotary(positions)
         for layer, block in enumerate(self.blocks):
@@ -189,10 +195,28 @@ class Decoder:
         return hidden
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden: [R, C] from `forward` -> logits [R, V] in the activation dtype."""
-        logits = self.lm_head(self.final_norm(hidden))
+        """hidden: [R, C] from `forward` -> logits [R, V] in the activation dtype, or float32 where
+        the compiled forward pass computes them.
+        """
+        if self.native is not None and self.native.takes_rows(len(hidden)):
+            return self.native.logits(hidden)
+        logits = self.lm_head(self.final_norm(hidden.to(self.dtype)))
         cap = self.config.logit_soft_cap
         return logits if cap is None else (logits / cap).tanh() * cap
+
+    def stack_experts(self) -> None:
+        """Compute the experts of each mixture together (`MixtureOfExperts.stack`): on a GPU, when
+        no layer is changed any more. Once is enough.
+        """
+        mixtures = [block.mlp for block in self.blocks if isinstance(block.mlp, MixtureOfExperts)]
+        for mixture in () if self._has_stacks else mixtures:
+            mixture.stack()
+        self._has_stacks = True
+
+    @cached_property
+    def native(self) -> NativeForward | None:
+        """The compiled forward pass of these layers, made when it is first asked for."""
+        return make_native_forward(self)
 
     @property
     def weight_bytes(self) -> int:
@@ -222,4 +246,4 @@ def scale_embeddings(rows: torch.Tensor, config: ModelConfig) -> torch.Tensor:
     """
     if config.embedding_scale is None:
         return rows
-    return rows * torch.tensor(config.embedding_scale, dtype=rows.dtype, device=rows.device)
+    return rows * float(torch.tensor(config.embedding_scale, dtype=rows.dtype))

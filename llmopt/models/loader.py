@@ -7,6 +7,7 @@ nothing that is not asked for is ever in memory.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -15,7 +16,8 @@ from llmopt.formats.checkpoint import CheckpointReader
 from llmopt.formats.gguf import GgufCheckpoint
 from llmopt.formats.weights import Checkpoint
 from llmopt.layers.activation import activations
-from llmopt.layers.linear import DenseLinear, Linear, make_linear
+from llmopt.layers.linear import DenseLinear, Linear, Weight, make_linear
+from llmopt.layers.native_linear import WeightActivations
 from llmopt.layers.norm import HeadNorm, LayerNorm, RMSNorm, unchanged
 from llmopt.layers.rotary import Frequencies, inverse_frequencies
 from llmopt.models.config import ModelConfig
@@ -40,14 +42,21 @@ DTYPES = {
 }
 
 
-def load_model(path: str | Path, *, dtype: str = "auto", device: str = "cpu") -> Decoder:
+def load_model(
+    path: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    activations: WeightActivations = "auto",
+) -> Decoder:
     """Load a model directory or a GGUF file.
 
     dtype: of the activations and of unquantized weights; "auto" is the checkpoint's, except that
-    float16, which CPUs compute slowly, becomes bfloat16 there. Raises CheckpointError, ModelError
-    or UsageError.
+    float16, which CPUs compute slowly, becomes bfloat16 there. activations: as in `make_linear`.
+    Raises CheckpointError, ModelError or UsageError.
     """
-    return ModelLoader(open_checkpoint(path), dtype=dtype, device=device).model()
+    reader = open_checkpoint(path)
+    return ModelLoader(reader, dtype=dtype, device=device, activations=activations).model()
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -83,21 +92,36 @@ def resolve_dtype(dtype: str, config: ModelConfig, device: torch.device) -> torc
     return DTYPES[name]
 
 
+def resolve_activations(activations: WeightActivations) -> WeightActivations:
+    """The choice, as `make_linear` takes it; UsageError for an unknown one."""
+    if activations not in (choices := get_args(WeightActivations)):
+        raise UsageError(
+            f"activations of {activations!r} are not supported", f"Use {' or '.join(choices)}."
+        )
+    return activations
+
+
 class ModelLoader:
     """The parts of a model, each read when it is asked for.
 
     Whoever needs one block at a time never holds the model. source: a checkpoint, or what stands in
-    for one. `dtype` and `device` as in `load_model`; raises what it raises.
+    for one. The other arguments as in `load_model`; raises what it raises.
     """
 
     def __init__(
-        self, source: Checkpoint | WeightSource, *, dtype: str = "auto", device: str = "cpu"
+        self,
+        source: Checkpoint | WeightSource,
+        *,
+        dtype: str = "auto",
+        device: str = "cpu",
+        activations: WeightActivations = "auto",
     ) -> None:
         if isinstance(source, CheckpointReader | GgufCheckpoint):
             source = CheckpointWeights(source)
         self.config = ModelConfig.from_hf(source.config)
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.config, self.device)
+        self.activations = resolve_activations(activations)
         self._source = source
         self._frequencies = [self._rope(rope) for rope in self.config.ropes]
 
@@ -124,7 +148,7 @@ class ModelLoader:
     def lm_head(self) -> Linear:
         """The output head of a model that has one of its own, not tied to the embedding."""
         weight = self._source.linear("lm_head", (self.config.vocab_size, self.config.hidden_size))
-        return make_linear([weight], [None], dtype=self.dtype, device=self.device)
+        return self._make_linear([weight], [None])
 
     def embed(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """The embeddings [T, C] of input_ids at positions, both [T]; only these rows are converted
@@ -200,7 +224,18 @@ class ModelLoader:
             self._source.tensor(f"{prefix}{name}.bias", (n,)) if has_bias else None
             for name, n in rows.items()
         ]
-        return make_linear(weights, biases, dtype=self.dtype, device=self.device)
+        return self._make_linear(weights, biases)
+
+    def _make_linear(
+        self, weights: Sequence[Weight], biases: Sequence[torch.Tensor | None]
+    ) -> Linear:
+        return make_linear(
+            weights,
+            biases,
+            dtype=self.dtype,
+            device=self.device,
+            activations=self.activations,
+        )
 
     def _norm(self, name: str) -> BlockNorm:
         if not self.config.layer_norm:

@@ -10,6 +10,7 @@ import torch
 
 from llmopt.layers.activation import Activation
 from llmopt.layers.linear import Linear
+from llmopt.layers.stacked_experts import StackedExperts, stack_experts
 from llmopt.models.config import Experts
 from llmopt_kernels.moe import mix_experts, route
 
@@ -55,10 +56,20 @@ class MixtureOfExperts:
         self.experts = tuple(experts)
         self.facts = facts
         self._forwards = [expert.forward for expert in experts]
+        self._stacked: StackedExperts | None = None
+
+    def stack(self) -> None:
+        """Compute all experts by one launch per projection, where they allow it: on a GPU, for a
+        model whose layers are not changed any more.
+        """
+        gate_up, down = self.stages
+        self._stacked = stack_experts(gate_up, down, self.experts[0].activation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [T, C] -> [T, C]."""
         weights, chosen = route(self.router(x), self.facts.per_token, self.facts.normalized)
+        if self._stacked is not None:
+            return self._stacked(x, weights, chosen)
         return mix_experts(x, weights, chosen, self._forwards)
 
     @property

@@ -17,7 +17,7 @@ from llmopt.quality.options import QualityOptions
 from llmopt.quality.perplexity import Perplexity, from_nats, perplexity
 from llmopt.quality.scores import Scores
 from llmopt.quality.windows import EvaluationWindows
-from llmopt.results.schema import DeltaP, Interval, QualityBucket, QualityRecord
+from llmopt.results.schema import DeltaP, Interval, QualityBucket, QualityRecord, WindowSums
 
 CONFIDENCE_EDGES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)  # of the base's top-1 probability
 FIRST_POSITIONS = 32  # context tokens of the first bucket by position; the next ones double
@@ -80,6 +80,20 @@ def summarize(
         by_position=_by_position(tokens, windows),
         noise=None if own_noise is None else noise_floor(own_noise, options),
         verdict=None if own_noise is None else verdict(scores, ppl_ratio_ci, own_noise, options),
+        window_sums=_window_sums(scores),
+    )
+
+
+def _window_sums(scores: Scores) -> tuple[WindowSums, ...]:
+    columns = (
+        scores.num_scored,
+        scores.kld_sums,
+        scores.log_ratio_sums,
+        _sums(scores, "same_top1"),
+    )
+    return tuple(
+        WindowSums(int(count), float(kld), float(log_ratio), int(same))
+        for count, kld, log_ratio, same in zip(*columns, strict=True)
     )
 
 

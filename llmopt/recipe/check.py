@@ -8,10 +8,18 @@ written, as far as that can be known without touching a model; loads have rules 
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from llmopt.recipe.schema import DUMMY, QuantizeSpec, Recipe, all_targets
+from llmopt.recipe.backends import BackendSpec
+from llmopt.recipe.schema import (
+    DUMMY,
+    QuantizeSpec,
+    Recipe,
+    all_backends,
+    all_targets,
+    named_backends,
+)
 
 Path = tuple[str | int, ...]  # ("loads", 1, "concurrency")
 
@@ -37,6 +45,7 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
     for index, target in enumerate(recipe.targets):
         if isinstance(target.quantize, QuantizeSpec):
             yield from _quantize_problems(("targets", index, "quantize"), target.quantize)
+    yield from _backend_problems(recipe)
     if not recipe.loads and recipe.quality is None:
         yield Problem(
             ("loads",), "there is neither a load nor quality", "Give at least one of the two."
@@ -94,6 +103,52 @@ def _count_problems(recipe: Recipe) -> Iterator[Problem]:
     for path, value, minimum in counts:
         if value < minimum:
             yield Problem(path, f"{path[-1]} is {value}", f"It must be at least {minimum}.")
+
+
+def _backend_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Of the runtimes' addresses, arguments and labels; which names there are is known above."""
+    lists: list[tuple[Path, Sequence[object] | None]] = [(("backends",), recipe.backends)]
+    lists.append((("base", "backends"), recipe.base.backends))
+    lists += [(("targets", i, "backends"), each.backends) for i, each in enumerate(recipe.targets)]
+    for path, backends in lists:
+        if backends is not None and not backends:
+            yield Problem(path, "no backend is named", 'Name one, such as "llmopt".')
+    named = named_backends(recipe)
+    for path, spec in named:
+        yield from _spec_problems(path, spec)
+    titles = [spec.title.lower() for spec in all_backends(recipe)]
+    for path, spec in named:
+        if titles.count(spec.title.lower()) > 1:
+            yield Problem(
+                path,
+                f"two different backends are called {spec.title!r}",
+                "Give each a label of its own.",
+            )
+
+
+def _spec_problems(path: Path, spec: BackendSpec) -> Iterator[Problem]:
+    if not _NAME.fullmatch(spec.title) or len(spec.title) > MAX_NAME_LEN:
+        yield Problem(path, f"{spec.title!r} cannot be a label", "Use letters, digits and '-'.")
+    if spec.url is not None and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", spec.url):
+        yield Problem(
+            (*path, "url"), f"{spec.url!r} is no URL", "Write it as http://127.0.0.1:8000."
+        )
+    only_started = (
+        ("server_args", bool(spec.server_args)),
+        ("reuse_server", spec.reuse_server),
+        ("start_timeout_s", spec.start_timeout_s is not None),
+    )
+    only_attached = (("model", spec.model is not None), ("api_key_env", bool(spec.api_key_env)))
+    for name, is_given in only_started if spec.url is not None else only_attached:
+        if is_given:
+            kind = "runs already" if spec.url is not None else "is started here"
+            yield Problem(
+                (*path, name), f"{name} means nothing for a server that {kind}", "Remove it."
+            )
+    for name in ("start_timeout_s", "request_timeout_s"):
+        value = getattr(spec, name)
+        if value is not None and not 0 < value < math.inf:
+            yield Problem((*path, name), f"{name} is {value:g}", "It must be above 0.")
 
 
 def _quantize_problems(path: Path, spec: QuantizeSpec) -> Iterator[Problem]:

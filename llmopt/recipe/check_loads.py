@@ -11,6 +11,7 @@ from llmopt.recipe.check import Path, Problem
 from llmopt.recipe.loads import Lengths, Load, LoadKind, Workload
 from llmopt.recipe.schema import Recipe
 
+MIN_RUNS = 3  # fewer have no interval
 RATED: tuple[LoadKind, ...] = ("constant", "poisson", "gamma", "ramp")
 
 # fields that only some kinds have, and whether those need them
@@ -25,7 +26,7 @@ _OWN_FIELDS: dict[str, tuple[tuple[LoadKind, ...], bool]] = {
 
 
 def load_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Yield every broken rule of the recipe's loads, in their order."""
+    """Yield every broken rule of the recipe's loads, in their order, and of how often they run."""
     seen: list[Load] = []
     for index, load in enumerate(recipe.loads):
         path: Path = ("loads", index)
@@ -40,6 +41,27 @@ def load_problems(recipe: Recipe) -> Iterator[Problem]:
                 "Remove one of the two.",
             )
         seen.append(load)
+    yield from repeat_problems(recipe)
+
+
+def repeat_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what is wrong with how often the loads are run."""
+    bound = recipe.until_ci
+    if bound is None:
+        return
+    if not 0 < bound < 1:
+        yield Problem(
+            ("until_ci",),
+            f"until_ci is {bound:g}",
+            "Use a share of the number, such as 0.03 for 3 %.",
+        )
+    if recipe.max_repeats < max(recipe.repeats, MIN_RUNS):
+        yield Problem(
+            ("max_repeats",),
+            f"max_repeats is {recipe.max_repeats}, with {recipe.repeats} repeats and intervals that"
+            f" need {MIN_RUNS}",
+            f"Use at least {max(recipe.repeats, MIN_RUNS)}.",
+        )
 
 
 def _number_problems(path: Path, load: Load) -> Iterator[Problem]:

@@ -35,6 +35,7 @@ class EngineSettings:
     prefix_caching: keep what was computed for later requests that begin alike
     attention_window, sink_tokens: what every layer sees and keeps at most; it changes the output
     speculation: a proposer, or all about it
+    cuda_graphs, async_scheduling: how steps are run on a GPU
     """
 
     block_size: int | None = None
@@ -52,6 +53,8 @@ class EngineSettings:
     attention_window: int | None = None
     sink_tokens: int | None = None
     speculation: Speculation | str | None = None
+    cuda_graphs: bool | None = None
+    async_scheduling: Literal["auto", "on", "off"] | None = None
 
     def given(self) -> dict[str, Any]:
         """The settings that are not absent, but for speculation."""

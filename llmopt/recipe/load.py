@@ -12,10 +12,12 @@ from pathlib import Path
 import yaml
 
 from llmopt.errors import RecipeError, UsageError
+from llmopt.recipe.backends import OWN, BackendSpec
 from llmopt.recipe.build import build, line_of
 from llmopt.recipe.check import MAX_NAME_LEN, Problem, problems
 from llmopt.recipe.check_loads import load_problems
 from llmopt.recipe.engine import EngineSettings
+from llmopt.recipe.files import beside
 from llmopt.recipe.loads import Load
 from llmopt.recipe.schema import DUMMY, Base, Dtype, Quality, Recipe, Target
 
@@ -31,7 +33,7 @@ def load_recipe(path: str | Path, *rules: Rule) -> Recipe:
     """
     path = Path(path)
     root = _parse(path)
-    recipe = build(Recipe, root, str(path))
+    recipe = beside(build(Recipe, root, str(path)), path.parent)
     for problem in itertools.chain(*(rule(recipe) for rule in (*_RULES, *rules))):
         line = line_of(root, problem.path)
         raise RecipeError(f"{path}:{line}: {problem.message}", problem.remedy)
@@ -52,6 +54,7 @@ def recipe_from_targets(
     price_per_hour: float | None = None,
     rules: Sequence[Rule] = (),
     engine: EngineSettings | None = None,
+    backends: Sequence[BackendSpec] = (OWN,),
 ) -> Recipe:
     """Return the recipe of `llmopt bench TARGET...`, where no file is given.
 
@@ -83,6 +86,7 @@ def recipe_from_targets(
         seed=seed,
         quality=quality,
         price_per_hour=price_per_hour,
+        backends=tuple(backends),
     )
     for problem in itertools.chain(*(rule(recipe) for rule in (*_RULES, *rules))):
         where = ".".join(str(part) for part in problem.path)

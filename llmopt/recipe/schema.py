@@ -5,8 +5,9 @@ default is filled in), and the same recipe always gives the same cells with the 
 """
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from llmopt.recipe.backends import OWN, OWN_BACKEND, BackendSpec, backend_spec, distinct_backends
 from llmopt.recipe.engine import EngineSettings
 from llmopt.recipe.loads import Load, load_suffixes
 
@@ -69,7 +70,8 @@ class Target:
     model: an alias, a directory or a hub id; "dummy:" and a config.json, or one of those: random
         weights of that shape, which `quantize` names the form of. Their quality means nothing.
     quantize: a scheme's name, such as "gptq-w4g64-asym", or all settings
-    engine: how it is served, where that is not as the load wants it
+    engine: how llmopt serves it, where that is not as the load wants it
+    backends: who serves it, if not all backends of the recipe; by their titles, or others
     """
 
     name: str
@@ -77,6 +79,7 @@ class Target:
     dtype: Dtype = "auto"
     quantize: QuantizeSpec | str | None = None
     engine: EngineSettings | None = None
+    backends: tuple[BackendSpec | str, ...] | None = None
 
     @property
     def dummy_config(self) -> str | None:
@@ -92,11 +95,12 @@ class Base:
     dtype: Dtype = "auto"
     name: str | None = None  # absent: after the dtype, "fp32"
     engine: EngineSettings | None = None
+    backends: tuple[BackendSpec | str, ...] | None = None
 
     def as_target(self) -> Target:
         """Return the base as the target that it also is."""
         name = self.name or _DTYPE_LABELS[self.dtype]
-        return Target(name, self.model, self.dtype, engine=self.engine)
+        return Target(name, self.model, self.dtype, engine=self.engine, backends=self.backends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +132,11 @@ class Quality:
 class Recipe:
     """A comparison: base and targets, each under every load. `quality` None: not measured.
 
-    Without loads, speed is not measured. `price_per_hour`: of the machine, for the cost of tokens.
+    backends: the runtimes that serve each target that does not name its own
+    price_per_hour: of the machine, for the cost of tokens
+    until_ci: measure on after `repeats` runs, until the 95 % interval of every main number is
+        within this share of it (0.03: 3 %), but `max_repeats` runs at most
+    Without loads, speed is not measured.
     """
 
     name: str
@@ -138,19 +146,22 @@ class Recipe:
     repeats: int = 3
     warmup_requests: int = 1
     seed: int = 0
-    backend: Literal["llmopt"] = "llmopt"
+    backends: tuple[BackendSpec | str, ...] = (OWN_BACKEND,)
     calibration: Calibration = Calibration()
     quality: Quality | None = None
     price_per_hour: float | None = None
+    until_ci: float | None = None
+    max_repeats: int = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One measurement of the recipe: a target under a load, or only its quality."""
+    """One measurement of the recipe: a target under a load on a backend, or only its quality."""
 
     cell_id: str
     target: Target
     load: Load | None
+    backend: BackendSpec = OWN
 
 
 def all_targets(recipe: Recipe) -> tuple[Target, ...]:
@@ -158,28 +169,75 @@ def all_targets(recipe: Recipe) -> tuple[Target, ...]:
     return (recipe.base.as_target(), *recipe.targets)
 
 
-def cells(recipe: Recipe) -> list[Cell]:
-    """Return the cells in order (load by load, base first), each with its stable id.
+def all_backends(recipe: Recipe) -> tuple[BackendSpec, ...]:
+    """Return the backends that serve anything: the recipe's, then those of single targets."""
+    own = [spec for target in all_targets(recipe) for spec in _backends_of(recipe, target)]
+    return distinct_backends([*recipe.backends, *own])
 
-    The id is "<recipe>-<target>-<load>" (`load_suffixes`); without loads it ends in "-quality".
+
+def named_backends(recipe: Recipe) -> list[tuple[tuple[str | int, ...], BackendSpec]]:
+    """Return every backend that a recipe writes down, with the path to it; a title that stands for
+    a backend of the recipe is left out.
     """
-    loads: list[tuple[Load | None, str]] = [(None, "quality")]
-    if recipe.loads:
-        loads = list(zip(recipe.loads, load_suffixes(recipe.loads), strict=True))
-    return [
-        Cell(f"{recipe.name}-{target.name}-{suffix}", target, load)
-        for load, suffix in loads
-        for target in all_targets(recipe)
+    titles = {backend.title for backend in distinct_backends(recipe.backends)}
+    owners: list[tuple[tuple[str | int, ...], tuple[BackendSpec | str, ...] | None]] = [
+        (("base", "backends"), recipe.base.backends),
+        *((("targets", i, "backends"), each.backends) for i, each in enumerate(recipe.targets)),
     ]
+    found: list[tuple[tuple[str | int, ...], BackendSpec]] = [
+        (("backends", i), backend_spec(each)) for i, each in enumerate(recipe.backends)
+    ]
+    found += [
+        ((*path, index), backend_spec(backend))
+        for path, backends in owners
+        for index, backend in enumerate(backends or ())
+        if backend not in titles
+    ]
+    return found
+
+
+def cells(recipe: Recipe) -> list[Cell]:
+    """Return the cells in order (load by load, backend by backend, base first), with stable ids.
+
+    The id is "<recipe>-<target>-<load>" (`load_suffixes`), with "<backend>-" before the load where
+    the recipe has several; without loads it ends in "-quality", which no backend has a part in.
+    """
+    if not recipe.loads:
+        return [
+            Cell(f"{recipe.name}-{target.name}-quality", target, None)
+            for target in all_targets(recipe)
+        ]
+    backends = all_backends(recipe)
+    return [
+        Cell(_cell_id(recipe, target, backend, suffix, len(backends) > 1), target, load, backend)
+        for load, suffix in zip(recipe.loads, load_suffixes(recipe.loads), strict=True)
+        for backend in backends
+        for target in all_targets(recipe)
+        if backend in _backends_of(recipe, target)
+    ]
+
+
+def _backends_of(recipe: Recipe, target: Target) -> tuple[BackendSpec, ...]:
+    specs = distinct_backends(recipe.backends)
+    if target.backends is None:
+        return specs
+    by_title = {spec.title: spec for spec in specs}
+    return distinct_backends(
+        [by_title.get(each, each) if isinstance(each, str) else each for each in target.backends]
+    )
+
+
+def _cell_id(
+    recipe: Recipe, target: Target, backend: BackendSpec, suffix: str, has_several: bool
+) -> str:
+    parts = [recipe.name, target.name, *([backend.title] if has_several else []), suffix]
+    return "-".join(parts)
 
 
 def to_document(recipe: Recipe) -> dict[str, object]:
     """Return the recipe as JSON values, defaults filled in: what a result file keeps of it."""
-    document = asdict(recipe)
-    document["base"]["name"] = recipe.base.as_target().name
-    document["targets"] = list(document["targets"])
-    document["loads"] = list(document["loads"])
-    return document
+    document = {key: _plain(value) for key, value in asdict(recipe).items()}
+    return document | {"base": document["base"] | {"name": recipe.base.as_target().name}}
 
 
 def cell_document(recipe: Recipe, cell: Cell) -> dict[str, object]:
@@ -189,7 +247,14 @@ def cell_document(recipe: Recipe, cell: Cell) -> dict[str, object]:
     good when those change.
     """
     whole = to_document(recipe)
-    shared = ("base", "warmup_requests", "seed", "backend", "calibration", "quality")
+    shared = ("base", "warmup_requests", "seed", "calibration", "quality")
     document = {key: whole[key] for key in shared}
-    load = None if cell.load is None else asdict(cell.load)
-    return document | {"target": asdict(cell.target), "load": load}
+    own = {"target": cell.target, "load": cell.load, "backend": cell.backend}
+    return document | {key: part and _plain(asdict(part)) for key, part in own.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as the lists that JSON has."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

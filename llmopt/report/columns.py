@@ -1,14 +1,13 @@
-"""The columns of the printed table: header and text of each cell.
+"""The columns that a table can have: name, header, and the text of each cell.
 
-Knows nothing about terminals or Markdown. The law: all columns together fit 100 characters with
-one space between them, and a number is never longer than its column because of digits that mean
-nothing; the full digits are in CSV and JSON.
+Knows nothing about terminals or Markdown, nor which columns a table shows. The law: a number never
+has digits that mean nothing; the full digits are in CSV and JSON.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from llmopt.report.engine_figures import differ
 from llmopt.report.rows import Row
 from llmopt.results.schema import Interval, LoadSpec, Percentiles, Verdict
 
@@ -19,8 +18,9 @@ OWN_ENGINE = "llmopt"
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: `header` (two lines at most) and the text that a row has in it."""
+    """A column: `name` (for choosing it), `header` (two lines at most), and the text of a row."""
 
+    name: str
     header: str
     text: Callable[[Row], str]
     is_number: bool = True
@@ -57,9 +57,12 @@ def verdict_text(verdict: Verdict) -> str:
 
 
 def load_text(load: LoadSpec) -> str:
-    """Return the concurrency of a closed loop, the rate "4/s" of an open one, or its kind."""
+    """Return the concurrency of a closed loop, the rate "4/s" of an open one, or its kind.
+
+    A concurrency of 0 is one that is not known.
+    """
     if load.kind == "closed":
-        return str(load.concurrency)
+        return str(load.concurrency) if load.concurrency else MISSING
     return load.kind if load.rate is None else f"{load.rate:.3g}/s"
 
 
@@ -97,18 +100,6 @@ def _verdict(row: Row) -> str:
     return verdict_text(row.quality.verdict)
 
 
-def _ttft(row: Row) -> str:
-    return _median_ms(row.speed.summary.ttft_ms if row.speed else None)
-
-
-def _tpot(row: Row) -> str:
-    return _median_ms(row.speed.summary.tpot_ms if row.speed else None)
-
-
-def _median_ms(percentiles: Percentiles | None) -> str:
-    return MISSING if percentiles is None else three_digits(percentiles.p50)
-
-
 def _throughput(row: Row) -> str:
     if row.status != "ok":
         return row.status
@@ -116,9 +107,7 @@ def _throughput(row: Row) -> str:
 
 
 def _speedup(row: Row) -> str:
-    if row.speed is None or row.speed.speedup is None:
-        return MISSING
-    return f"{row.speed.speedup:.2f}x"
+    return _ratio_text(row.speed.speedup if row.speed else None)
 
 
 def _mfu(row: Row) -> str:
@@ -189,98 +178,87 @@ def _tokens_per_step(row: Row) -> str:
     return MISSING if found is None else f"{found:.2f}"
 
 
+def _kv_memory(row: Row) -> str:
+    return _megabytes(row.engine.peak_kv_bytes if row.engine else None)
+
+
 def _megabytes(num_bytes: float | None) -> str:
     return MISSING if num_bytes is None else three_digits(num_bytes / 1e6)
 
 
-_TARGET = Column("target", lambda row: row.target, is_number=False)
-_SIZE = Column("size\nMB", _size)
-_BITS = Column("bits/\nweight", _bits)
-_KLD_HEADER = "KLD [95 % CI]"
-_LOSS = (Column("top-1", _top1), Column("PPL\nratio", _ppl_ratio))
-_VERDICT = Column("vs\nnoise", _verdict)
-_ENGINE = Column("engine", _engine, is_number=False)
-_PEAK_DEVICE_MEMORY = Column("GPU\nMB", _peak_device_memory)
-_SPEED = (
-    Column("TTFT\nms", _ttft),
-    Column("TPOT\nms", _tpot),
-    Column("tok/s", _throughput),
-    Column("speed\n-up", _speedup),
-    Column("MFU", _mfu),
-    Column("MBU", _mbu),
-)
-_LENGTHS = Column("tokens\nin+out", _lengths)
-_ENGINE_FIGURES = {
-    "hit_rate": Column("cache\nhits", lambda row: _engine_share(row, "hit_rate")),
-    "waste_share": Column("KV\nwaste", lambda row: _engine_share(row, "waste_share")),
-    "peak_kv_bytes": Column(
-        "KV\nMB", lambda row: _megabytes(row.engine.peak_kv_bytes if row.engine else None)
+def _percentile(row: Row, field: str, percent: str) -> str:
+    found: Percentiles | None = getattr(row.speed.summary, field) if row.speed else None
+    return MISSING if found is None else three_digits(getattr(found, percent))
+
+
+def _latency(name: str, metric: str, percent: str) -> Column:
+    """A percentile of a latency in ms."""
+
+    def text(row: Row) -> str:
+        return _percentile(row, f"{metric}_ms", percent)
+
+    suffix = "" if name == metric else f" {percent}"
+    return Column(name, f"{metric.upper()}{suffix}\nms", text)
+
+
+def _ratio_text(ratio: float | None) -> str:
+    return MISSING if ratio is None else f"{ratio:.2f}x"
+
+
+def _gain(row: Row, metric: str) -> str:
+    return _ratio_text(getattr(row.speed, f"{metric}_speedup") if row.speed else None)
+
+
+def _summary_text(row: Row, name: str, text: Callable[[float], str]) -> str:
+    found = getattr(row.speed.summary, name) if row.speed else None
+    return MISSING if found is None else text(found)
+
+
+_COLUMNS = (
+    Column("target", "target", lambda row: row.target, is_number=False),
+    Column("recipe", "recipe", lambda row: row.recipe, is_number=False),
+    Column("backend", "backend", lambda row: row.backend, is_number=False),
+    Column("engine", "engine", _engine, is_number=False),
+    Column("conc", "conc", _concurrency),
+    Column("load", "load", _concurrency),
+    Column("lengths", "tokens\nin+out", _lengths),
+    Column("kld", "KLD [95 % CI]", kld_text),
+    Column("kld_or_status", "KLD [95 % CI]", _kld_or_status),
+    Column("top1", "top-1", _top1),
+    Column("ppl_ratio", "PPL\nratio", _ppl_ratio),
+    Column("noise", "vs\nnoise", _verdict),
+    Column("size", "size\nMB", _size),
+    Column("bits", "bits/\nweight", _bits),
+    Column("linear_bits", "linear\nbits", _linear_bits),
+    _latency("ttft", "ttft", "p50"),
+    _latency("ttft_p95", "ttft", "p95"),
+    _latency("tpot", "tpot", "p50"),
+    _latency("tpot_p95", "tpot", "p95"),
+    _latency("itl_p95", "itl", "p95"),
+    _latency("e2e", "e2e", "p50"),
+    _latency("e2e_p95", "e2e", "p95"),
+    Column("throughput", "tok/s", _throughput),
+    Column("goodput", "good\nput", _goodput),
+    Column("speedup", "speed\n-up", _speedup),
+    Column("tpot_speedup", "TPOT\ngain", lambda row: _gain(row, "tpot")),
+    Column("ttft_speedup", "TTFT\ngain", lambda row: _gain(row, "ttft")),
+    Column("mfu", "MFU", _mfu),
+    Column("mbu", "MBU", _mbu),
+    Column("memory", "peak\nMB", lambda row: _summary_text(row, "peak_memory_bytes", _megabytes)),
+    Column("startup", "start\ns", lambda row: _summary_text(row, "startup_s", three_digits)),
+    Column("energy", "J/\ntok", lambda row: _summary_text(row, "joules_per_token", three_digits)),
+    Column(
+        "cost",
+        "cost/\n1M tok",
+        lambda row: _summary_text(row, "cost_per_million_tokens", three_digits),
     ),
-    "acceptance_rate": Column("drafts\ntaken", lambda row: _engine_share(row, "acceptance_rate")),
-    "tokens_per_step": Column("tok/\nstep", lambda row: _tokens_per_step(row)),
-}
-_GOODPUT = Column("good\nput", _goodput)
-_SPEED_OF_ENGINES = _SPEED[:-2]
-_SPEED_OF_SLO = (*_SPEED[:-2], _GOODPUT, _SPEED[-1])
-
-
-def columns_of(rows: Sequence[Row]) -> tuple[Column, ...]:
-    """Return the columns of a section: of speed, or of quality and what it took to get there.
-
-    The verdict has a column where a noise floor was measured. Beside speed it takes the place of
-    the bits per weight, which the size tells as well. Goodput takes that of MFU where there is an
-    SLO. Where engines were compared and no quality was measured, their figures take the place of
-    the loss, and of MFU and MBU, which count work that a cache saves.
-    """
-    judged = any(row.quality is not None and row.quality.verdict is not None for row in rows)
-    verdict = (_VERDICT,) if judged else ()
-    if any(row.load is not None for row in rows):
-        bits = () if judged else (_BITS,)
-        kld = Column(_KLD_HEADER, kld_text)
-        open_loop = any(row.load is not None and row.load.kind != "closed" for row in rows)
-        conc = Column("load" if open_loop else "conc", _concurrency)
-        speed = _SPEED_OF_SLO if any(row.load and row.load.slo for row in rows) else _SPEED
-        engine = _engine_columns(rows)
-        if engine:
-            lengths = (_LENGTHS,) if _differ(rows, _lengths) else ()
-            return (_TARGET, conc, *lengths, _SIZE, *engine, *_SPEED_OF_ENGINES)
-        return (_TARGET, conc, _SIZE, *bits, kld, *_LOSS, *verdict, *speed)
-    bits = (Column("linear\nbits", _linear_bits),)
-    kld = Column(_KLD_HEADER, _kld_or_status)
-    return (_TARGET, *_engine_of(rows), *bits, _SIZE, kld, *_LOSS, *verdict, *_cost_of(rows))
-
-
-def _engine_columns(rows: Sequence[Row]) -> tuple[Column, ...]:
-    """The figures of engines by which rows under one load differ; none beside quality."""
-    if any(row.quality is not None for row in rows):
-        return ()
-    known = [row for row in rows if row.engine is not None]
-    loads = [[row.engine for row in known if row.load == load] for load in _loads(known)]
-    return tuple(
-        column
-        for name, column in _ENGINE_FIGURES.items()
-        if any(differ([each for each in figures if each], name) for figures in loads)
-    )
-
-
-def _loads(rows: Sequence[Row]) -> list[LoadSpec | None]:
-    """Each load once."""
-    return list(dict.fromkeys(row.load for row in rows))
-
-
-def _differ(rows: Sequence[Row], text: Callable[[Row], str]) -> bool:
-    return len({text(row) for row in rows}) > 1
-
-
-def _engine_of(rows: Sequence[Row]) -> tuple[Column, ...]:
-    """The engine, where others than llmopt quantized."""
-    engines = {row.quantization.engine for row in rows if row.quantization is not None}
-    return (_ENGINE,) if engines - {OWN_ENGINE} else ()
-
-
-def _cost_of(rows: Sequence[Row]) -> tuple[Column, ...]:
-    """Time and memory of quantizing, that of a GPU where there was one."""
-    made = [row.quantization for row in rows if row.quantization is not None]
-    gpu = any(record.device_peak_bytes is not None for record in made)
-    host = (Column("seconds", _seconds), Column("peak\nMB", _peak_memory))
-    return (*host, _PEAK_DEVICE_MEMORY) if gpu else host
+    Column("hit_rate", "cache\nhits", lambda row: _engine_share(row, "hit_rate")),
+    Column("waste_share", "KV\nwaste", lambda row: _engine_share(row, "waste_share")),
+    Column("peak_kv_bytes", "KV\nMB", _kv_memory),
+    Column("acceptance_rate", "drafts\ntaken", lambda row: _engine_share(row, "acceptance_rate")),
+    Column("tokens_per_step", "tok/\nstep", _tokens_per_step),
+    Column("quantize_s", "seconds", _seconds),
+    Column("quantize_memory", "peak\nMB", _peak_memory),
+    Column("quantize_gpu_memory", "GPU\nMB", _peak_device_memory),
+)
+COLUMNS: Mapping[str, Column] = MappingProxyType({column.name: column for column in _COLUMNS})

@@ -7,9 +7,11 @@ is empty (CSV) or null (JSON), never 0.
 import csv
 import io
 import json
+from collections.abc import Sequence
 
 from llmopt.bench.definitions import DEFINITIONS
 from llmopt.report.engine_figures import EngineFigures
+from llmopt.report.measures import MEASURES, Measure
 from llmopt.report.report import Report
 from llmopt.report.rows import Row, Speed
 from llmopt.results.codec import to_json
@@ -38,7 +40,7 @@ _OF_SAMPLES = {d.field for d in DEFINITIONS.values() if d.unit == "ms"}
 
 def to_csv(report: Report) -> str:
     """Return one line per row of the report, under a line of names. The notes are not in it."""
-    rows = [flat(row) for row in report.rows]
+    rows = _rows(report)
     if not rows:
         return ""
     text = io.StringIO()
@@ -50,12 +52,47 @@ def to_csv(report: Report) -> str:
 
 def to_json_text(report: Report) -> str:
     """Return {"rows": [...], "notes": [...]}; the rows have the columns of the CSV."""
-    document = {"rows": [flat(row) for row in report.rows], "notes": list(report.notes)}
+    document = {"rows": _rows(report), "notes": list(report.notes)}
     return json.dumps(to_json(document), indent=2, ensure_ascii=False) + "\n"
 
 
 def flat(row: Row) -> dict[str, Value]:
     """Return the row with all its numbers on one level, named and with units."""
+    values = {
+        **_identity(row),
+        **_load(row.load),
+        **_model(row.model),
+        **_quality(row.quality),
+        **_quantization(row.quantization),
+        **_speed(row.speed),
+        **_engine(row.engine),
+    }
+    return {name: None if value != value else value for name, value in values.items()}
+
+
+def _rows(report: Report) -> list[dict[str, Value]]:
+    """All numbers of each row, or those of the chosen columns."""
+    if not report.choice.columns:
+        return [flat(row) for row in report.rows]
+    names = dict.fromkeys(c.name for section in report.sections for c in section.columns)
+    chosen = [MEASURES[name] for name in names if name in MEASURES]
+    return [{**_identity(row), **_load(row.load), **_estimates(row, chosen)} for row in report.rows]
+
+
+def _estimates(row: Row, measures: Sequence[Measure]) -> dict[str, Value]:
+    """Values in the units of their columns, which their names say, and the ends of intervals."""
+    values: dict[str, Value] = {}
+    for measure in measures:
+        if measure.name == "conc":
+            continue
+        found = measure.of(row)
+        name = f"{measure.name}_{measure.unit}" if measure.unit else measure.name
+        values[name] = found.value if found else None
+        values |= _ends(name, found.interval if found else None)
+    return values
+
+
+def _identity(row: Row) -> dict[str, Value]:
     return {
         "recipe": row.recipe,
         "machine": row.machine,
@@ -66,12 +103,8 @@ def flat(row: Row) -> dict[str, Value]:
         "reason": row.reason,
         "num_runs": row.num_runs,
         "created_at": row.created_at,
-        **_load(row.load),
-        **_model(row.model),
-        **_quality(row.quality),
-        **_quantization(row.quantization),
-        **_speed(row.speed),
-        **_engine(row.engine),
+        "imported_from": row.imported_from,
+        "baseline": row.baseline,
     }
 
 

@@ -6,27 +6,29 @@ cannot break the table.
 
 from collections.abc import Iterable
 
-from llmopt.report.columns import columns_of
 from llmopt.report.report import Report, Section
 
 
 def to_markdown(report: Report) -> str:
     """Return the tables and notes as Markdown."""
     parts = [_section(section) for section in report.sections]
-    if report.notes:
-        parts.append("\n".join(f"* {_escape(note)}" for note in report.notes))
+    notes = [*report.notes, *report.mark_notes]
+    if notes:
+        parts.append("\n".join(f"* {_escape(note)}" for note in notes))
     return "\n\n".join(parts) + "\n"
 
 
 def _section(section: Section) -> str:
-    columns = columns_of(section.rows)
+    columns = section.columns
     lines = [
         f"**{_escape(section.title)}**",
         "",
-        _line(_header(column.header) for column in columns),
+        _line(joined_header(column.header) for column in columns),
         _line("---:" if column.is_number else "---" for column in columns),
     ]
-    lines += [_line(_escape(column.text(row)) for column in columns) for row in section.rows]
+    for index, row in enumerate(section.rows):
+        cells = ((_escape(column.text(row)), section.is_best(index, column)) for column in columns)
+        lines.append(_line(f"**{text}**" if is_best else text for text, is_best in cells))
     return "\n".join(lines)
 
 
@@ -38,6 +40,6 @@ def _escape(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
-def _header(text: str) -> str:
+def joined_header(text: str) -> str:
     """Join the lines of a header: with a space, or without where a word was broken."""
     return text.replace("\n-", "-").replace("/\n", "/").replace("\n", " ")

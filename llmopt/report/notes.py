@@ -7,9 +7,11 @@ there can tell from the notes how every column was defined, and which rows not t
 from collections.abc import Iterable, Iterator, Sequence
 
 from llmopt.errors import ResultError
+from llmopt.report.attribution import explanation_notes, profile_notes
 from llmopt.report.columns import OWN_ENGINE, kld_interval_text, load_text, three_digits
 from llmopt.report.engine_notes import engine_notes
-from llmopt.report.rows import Row
+from llmopt.report.load_notes import load_notes, slo_text
+from llmopt.report.rows import Row, imported_from
 from llmopt.results.schema import (
     Ceilings,
     CellResult,
@@ -65,8 +67,11 @@ def make_notes(
         notes.append(f"{num_superseded} older results of the same cells are not shown.")
     for note in (_spread_note, _slo_note):
         notes += filter(None, map(note, rows))
+    notes += load_notes(rows, _name)
     notes += _cost_notes(rows)
     notes += engine_notes(results, rows, _name)
+    notes += explanation_notes(results, rows, _name)
+    notes += profile_notes(results, rows, _name)
     definitions: list[str] = []
     if any(row.load is not None for row in rows):
         definitions += SPEED_DEFINITIONS
@@ -83,8 +88,13 @@ def make_notes(
     )
     notes += _distinct(of[row.recipe] + note for row in rows for note in _quantization_notes(row))
     notes += _distinct(r.model.note for r in results if r.model and r.model.note)
-    notes += _distinct(_load_note(row.load, row.num_runs) for row in rows if row.load is not None)
-    notes += _distinct(_software_note(r.environment) for r in results)
+    notes += [_import_note(row) for row in rows if row.imported_from is not None]
+    notes += _distinct(
+        _load_note(row.load, row.num_runs)
+        for row in rows
+        if row.load is not None and row.imported_from is None
+    )
+    notes += _distinct(_software_note(r.environment) for r in results if imported_from(r) is None)
     return notes
 
 
@@ -94,7 +104,7 @@ def _problem_note(row: Row) -> str:
 
 
 def _name(row: Row) -> str:
-    if row.load is None:
+    if row.load is None or not row.load.concurrency:
         return row.target
     if row.load.kind == "closed":
         return f"{row.target} at concurrency {row.load.concurrency}"
@@ -162,6 +172,18 @@ def _quantization_notes(row: Row) -> Iterator[str]:
         yield f"Shared by the schemes of a pass: {three_digits(made.shared_seconds)} s."
 
 
+def _import_note(row: Row) -> str:
+    """An imported row has none of llmopt's checks but that its requests succeeded."""
+    size = (
+        f"{row.load.num_requests} requests" if row.load and row.load.num_requests else "no requests"
+    )
+    return (
+        f"{row.target} was imported from {row.imported_from} ({size}): computed from that file by "
+        f"the definitions here; it was not measured by llmopt, and what the file does not say is "
+        f"unknown. llmopt audit judges the file."
+    )
+
+
 def _load_note(load: LoadSpec, num_runs: int) -> str:
     shape = f"closed loop of {load.num_requests} requests, {load.concurrency} in flight"
     if load.kind != "closed":
@@ -179,13 +201,9 @@ def _slo_note(row: Row) -> str | None:
     goodput = row.speed.summary.goodput if row.speed else None
     if goodput is None or row.load is None:
         return None
-    terms = ", ".join(
-        f"{term.metric}{'' if term.percent is None else f' p{term.percent:g}'} "
-        f"<= {term.limit_ms:g} ms"
-        for term in row.load.slo
-    )
     return (
-        f"{_name(row)} {'keeps' if goodput.met else 'misses'} the SLO ({terms}): goodput "
+        f"{_name(row)} {'keeps' if goodput.met else 'misses'} the SLO "
+        f"({slo_text(row.load.slo)}): goodput "
         f"{three_digits(goodput.requests_per_s)} requests/s, {100 * goodput.share:.1f} % of all."
     )
 

@@ -9,19 +9,24 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from llmopt.errors import ResultError
+from llmopt.report.attribution import explained_json, write_attribution
+from llmopt.report.choice import EVERYTHING, Choice
 from llmopt.report.export import to_csv, to_json_text
+from llmopt.report.latex import to_latex
 from llmopt.report.markdown import to_markdown
-from llmopt.report.plot import write_plot
-from llmopt.report.report import Report, make_report
+from llmopt.report.plots.catalogue import PictureName, write_plot
+from llmopt.report.report import Report, make_report, shown_rows
 from llmopt.report.terminal import print_report
+from llmopt.results.kernels import KernelResult
 from llmopt.results.schema import CellResult
 
-Format = Literal["terminal", "markdown", "csv", "json"]
+Format = Literal["terminal", "markdown", "csv", "json", "latex", "html"]
 
 _TEXTS: dict[Format, Callable[[Report], str]] = {
     "markdown": to_markdown,
     "csv": to_csv,
     "json": to_json_text,
+    "latex": to_latex,
 }
 
 
@@ -31,21 +36,42 @@ def render(
     format: Format,
     out: TextIO,
     plot: str | Path | None = None,
+    explain: bool = False,
+    choice: Choice = EVERYTHING,
+    picture: PictureName = "tradeoff",
+    kernels: Sequence[KernelResult] = (),
 ) -> Path | None:
     """Write the report to `out`, and the picture to `plot` if it is given.
 
-    `errors` are the files that could not be read; they become notes. Returns the path of the
-    picture; None if none was asked for or no row has both quality and speed. Raises ResultError if
-    there is nothing to report, and OutputError if the picture cannot be written.
+    `errors` are the files that could not be read; they become notes. With `explain`, terminal,
+    Markdown and JSON say behind the notes where the time of each row went; the page always does.
+    `kernels` are in pictures only. Returns the path of the picture; None if none was asked for or
+    there is nothing to draw. Raises ResultError if there is nothing to report, UsageError for a
+    choice that makes no sense, and OutputError if the picture cannot be written.
     """
-    if not results:
+    if not results and not kernels:
         raise _nothing(errors)
-    report = make_report(results, errors)
+    if not results and plot is None and format != "html":
+        raise ResultError(
+            "These are benchmarks of kernels, which have no rows",
+            "Add --picture kernels --png FILE, or --format html.",
+        )
+    report = make_report(results, errors, choice)
+    shown, _ = shown_rows(results, choice)
     if format == "terminal":
         print_report(report, out)
+    elif format == "html":
+        from llmopt.report.html_page import to_html
+
+        out.write(to_html(report, results, kernels))
+    elif explain and format == "json":
+        out.write(explained_json(to_json_text(report), shown))
     else:
         out.write(_TEXTS[format](report))
-    return None if plot is None else write_plot(report, plot)
+    if explain and format in ("terminal", "markdown"):
+        out.write("\n")
+        write_attribution(shown, out, markdown=format == "markdown")
+    return None if plot is None else write_plot(report, plot, picture, results, kernels)
 
 
 def _nothing(errors: Sequence[ResultError]) -> ResultError:

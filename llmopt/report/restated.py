@@ -20,7 +20,9 @@ def restated(results: Sequence[CellResult], tool: str) -> str:
         lines.append(f"{result.cell_id}, as {tool} defines it:")
         if result.error is not None:
             lines.append(f"  failed: {result.error}")
+        is_chat = result.backend.settings.get("endpoint") == "chat"
         for run in result.runs:
             lines.append(f"  run {run.repeat + 1}")
-            lines += [f"    {name:42} {value:14.6g}" for name, value in restate(run, tool).items()]
+            numbers = restate(run, tool, is_chat=is_chat)
+            lines += [f"    {name:42} {value:14.6g}" for name, value in numbers.items()]
     return "\n".join(lines) + "\n"

@@ -2,7 +2,8 @@
 
 Knows nothing about layout. The law: a number that should not be believed is not in a row. A cell
 that failed, or failed a validity check, keeps its size and quality, says why, and has no speed;
-and a speed-up exists only against the base under the same recipe, load, backend and machine.
+and a speed-up exists only against the base, or the baseline that was asked for, under the same
+recipe, load and machine, and of the same backend unless another one is named.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,8 @@ from llmopt.results.schema import (
     ModelFacts,
     QualityRecord,
     QuantizationRecord,
+    SearchRecord,
+    StoppingRecord,
     Summary,
 )
 
@@ -66,6 +69,10 @@ class Row:
     speed: Speed | None
     created_at: str
     engine: EngineFigures | None = None
+    search: SearchRecord | None = None  # of the load's rate
+    stopping: StoppingRecord | None = None
+    baseline: str | None = None  # the target that its speed is compared with
+    imported_from: str | None = None  # the tool of others whose file it was read from
 
 
 def newest(results: Iterable[CellResult]) -> list[CellResult]:
@@ -84,19 +91,30 @@ def newest(results: Iterable[CellResult]) -> list[CellResult]:
     return [result for _, result in ordered]
 
 
-def make_rows(results: Sequence[CellResult]) -> list[Row]:
-    """Return one row per result, in the given order (see `newest`)."""
+def make_rows(results: Sequence[CellResult], baseline: str | None = None) -> list[Row]:
+    """Return one row per result, in the given order (see `newest`).
+
+    Speed-ups are against the base of the recipe, against `baseline` if it is a target, or against
+    that target of that backend if it is "backend:target".
+    """
+    backend, target = "", baseline
+    if baseline is not None and all(result.target != baseline for result in results):
+        backend, _, target = baseline.rpartition(":")
     bases = {
-        _base_key(result): result
+        _base_key(result, bool(backend)): result
         for result in results
-        if result.target == result.base_target and _problem(result) is None
+        if result.target == (target or result.base_target)
+        and backend in ("", result.backend.name)
+        and _problem(result) is None
     }
-    return [_row(result, bases.get(_base_key(result))) for result in results]
+    return [_row(result, bases.get(_base_key(result, bool(backend)))) for result in results]
 
 
 def machine(result: CellResult) -> str:
     """Return the words for where a result was measured."""
     environment = result.environment
+    if not environment.cores:
+        return environment.device
     return f"{environment.device} ({environment.cores} cores, {environment.num_threads} threads)"
 
 
@@ -124,7 +142,17 @@ def _row(result: CellResult, base: CellResult | None) -> Row:
         speed=speed,
         created_at=result.created_at,
         engine=engine_figures(result) if status == "ok" else None,
+        search=result.search,
+        stopping=result.stopping,
+        baseline=None if base is None else base.target,
+        imported_from=imported_from(result),
     )
+
+
+def imported_from(result: CellResult) -> str | None:
+    """The tool of others whose file a result was read from; None: it is of llmopt."""
+    tool = result.backend.settings.get("imported_from")
+    return tool if isinstance(tool, str) else None
 
 
 def _problem(result: CellResult) -> str | None:
@@ -178,8 +206,9 @@ def _ratio(numerators: Sequence[float], denominators: Sequence[float]) -> _Ratio
     return median(numerators) / median(denominators), None
 
 
-def _base_key(result: CellResult) -> _BaseKey:
-    return (machine(result), result.recipe_name, result.backend.name, _load_key(result.load))
+def _base_key(result: CellResult, across_backends: bool) -> _BaseKey:
+    backend = "" if across_backends else result.backend.name
+    return (machine(result), result.recipe_name, backend, _load_key(result.load))
 
 
 def _load_key(load: LoadSpec | None) -> _LoadKey:

@@ -7,6 +7,7 @@ names the source and the field. Floats that JSON cannot write are the strings "i
 
 import math
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -14,6 +15,7 @@ from llmopt.errors import ResultError
 
 T = TypeVar("T")
 
+_PLAIN = frozenset({str, bool, int, float})
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
@@ -36,25 +38,33 @@ def from_json(cls: type[T], value: object, source: str) -> T:
     return cast(T, _dataclass(cls, value, source, ""))
 
 
-def _dataclass(cls: type[Any], value: object, source: str, where: str) -> object:
+def _dataclass(cls: Any, value: object, source: str, where: str) -> object:
     if not isinstance(value, dict):
         raise _wrong(source, where, "an object", value)
-    hints = get_type_hints(cls)
-    known = {field.name: field for field in fields(cls)}
+    hints, needed = _fields(cls)
     prefix = f"{where}." if where else ""
     for key in value:
-        if key not in known:
+        if key not in hints:
             raise _error(source, f"unknown field {prefix + str(key)!r}")
-    for name, field in known.items():
-        if name not in value and field.default is MISSING:
+    for name in needed:
+        if name not in value:
             raise _error(source, f"the field {prefix + name!r} is missing")
     return cls(
         **{key: _value(hints[key], item, source, prefix + key) for key, item in value.items()}
     )
 
 
+@cache
+def _fields(cls: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The type of each field, and the names of those without a default."""
+    hints = get_type_hints(cls)
+    found = fields(cls)
+    needed = tuple(field.name for field in found if field.default is MISSING)
+    return {field.name: hints[field.name] for field in found}, needed
+
+
 def _value(hint: Any, value: object, source: str, where: str) -> object:
-    if hint is object:
+    if hint is object or (type(value) is hint and hint in _PLAIN):
         return value
     if hint is float:
         return _float(value, source, where)
@@ -91,6 +101,8 @@ def _tuple(hints: tuple[Any, ...], value: object, source: str, where: str) -> tu
     if not isinstance(value, list):
         raise _wrong(source, where, "a list", value)
     if hints[-1] is Ellipsis:
+        if hints[0] in _PLAIN and all(type(item) is hints[0] for item in value):
+            return tuple(value)  # most of a file: the times of tokens
         hints = (hints[0],) * len(value)
     if len(hints) != len(value):
         raise _wrong(source, where, f"a list of {len(hints)}", value)

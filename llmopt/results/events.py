@@ -35,6 +35,9 @@ class RequestRecord:
     conversation: str | None = None
     turn: int | None = None  # of the conversation, from 0
     server_timings_s: dict[str, float] | None = None  # what the server says of itself
+    empty_event_times_s: tuple[float, ...] | None = None  # had choices and no token, as a role does
+    first_answer_s: float | None = None  # first token after the reasoning, where a server tells
+    num_reasoning_events: int = 0  # with tokens that are no part of the answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,16 @@ one monotonic clock whose zero is the start of the run. Fields of type `object` 
 from dataclasses import dataclass
 from typing import Literal
 
+from llmopt.results.attribution import StepProfile
 from llmopt.results.events import EnergyRecord, MachineState, RequestRecord, RunRecord
 from llmopt.results.loads import LengthSpec, LoadKind, LoadSpec, SloMetric, SloTerm, WorkloadSpec
+from llmopt.results.measuring import (
+    ProbeRecord,
+    ProbeRuns,
+    SearchJournal,
+    SearchRecord,
+    StoppingRecord,
+)
 from llmopt.results.summary import Drift, Goodput, Interval, Percentiles, SteadySummary, Summary
 
 __all__ = [
@@ -37,18 +45,25 @@ __all__ = [
     "NoiseFloor",
     "PartialCell",
     "Percentiles",
+    "ProbeRecord",
+    "ProbeRuns",
     "QualityBucket",
     "QualityRecord",
     "QuantizationRecord",
     "RequestRecord",
     "RunRecord",
+    "SearchJournal",
+    "SearchRecord",
     "SloMetric",
     "SloTerm",
     "SteadySummary",
+    "StepProfile",
+    "StoppingRecord",
     "Summary",
     "ValidityCheck",
     "Verdict",
     "VerdictLabel",
+    "WindowSums",
     "WindowedLayers",
     "WorkloadSpec",
 ]
@@ -131,11 +146,19 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class BackendFacts:
-    """Which runtime served the model, and with which settings."""
+    """Which runtime served the model, and with which settings. `None`: there is no such thing.
+
+    Fields with a default came later than the first files; a server's are of its last start.
+    """
 
     name: str
     version: str
     settings: dict[str, object]
+    command: str | None = None  # that started it, without secrets; directories left out
+    probe: dict[str, object] | None = None  # what was found out about it by asking
+    log: str | None = None  # where its output is, relative to the result file
+    log_tail: str | None = None  # its end, where requests failed
+    server_metrics: dict[str, float] | None = None  # its own counters after a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +185,16 @@ class QualityBucket:
     num_tokens: int
     kld_mean: float
     top1_agreement: float
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSums:
+    """Sums over the scored tokens of one window: two records of one text are paired by them."""
+
+    num_tokens: int
+    kld: float  # nats
+    log_ratio: float  # log p_base - log p_target of the right token
+    num_same_top1: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +265,7 @@ class QualityRecord:
     base_cache_error: float | None = None  # KLD that a compact cache of the base costs; None: none
     noise: NoiseFloor | None = None
     verdict: Verdict | None = None
+    window_sums: tuple[WindowSums, ...] = ()  # in the order of the text
     source: str = "llmopt"  # whose log-probabilities: "llama.cpp", "transformers", "vllm"
     lower_bound: bool = False  # the KLD is of truncated distributions, so at least this
 
@@ -305,6 +339,10 @@ class CellResult:
     created_at: str  # ISO 8601, UTC
     quantization: QuantizationRecord | None = None  # of a target that a quantizer made
     price_per_hour: float | None = None  # of the machine
+    profile: tuple[StepProfile, ...] = ()  # steps of the engine part by part, where asked for
+    skipped: bool = False  # the error says why it cannot be measured, and nothing was tried
+    stopping: StoppingRecord | None = None  # None: the number of runs was fixed
+    search: SearchRecord | None = None  # of the load's rate; None: it was given
     schema_version: int = SCHEMA_VERSION
 
 
@@ -319,4 +357,6 @@ class PartialCell:
     cell_id: str
     runs: tuple[RunRecord, ...]
     quality: QualityRecord | None
+    backend: BackendFacts | None = None  # of the runs; None: llmopt's own
+    search: SearchJournal | None = None
     schema_version: int = SCHEMA_VERSION

@@ -64,17 +64,22 @@ def read_results(
     reached twice is read once), and one error for each path that gave none.
     """
     results: list[CellResult] = []
-    errors: list[ResultError] = []
-    seen: set[Path] = set()
-    for path in _expand(paths, errors):
-        if path.resolve() in seen:
-            continue
-        seen.add(path.resolve())
+    files_found, errors = result_files(paths)
+    for path in files_found:
         try:
             results.append(read_result(path))
         except ResultError as error:
             errors.append(error)
     return results, errors
+
+
+def result_files(paths: Iterable[str | Path]) -> tuple[list[Path], list[ResultError]]:
+    """Return the files that `read_results` reads, and an error for each directory without any."""
+    errors: list[ResultError] = []
+    found: dict[Path, Path] = {}
+    for path in _expand(paths, errors):
+        found.setdefault(path.resolve(), path)
+    return list(found.values()), errors
 
 
 def _expand(paths: Iterable[str | Path], errors: list[ResultError]) -> Iterator[Path]:

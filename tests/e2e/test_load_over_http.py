@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from llmopt.backends.http_backend import HttpBackend
 from llmopt.backends.http_options import ServerOptions
-from llmopt.backends.openai_http import OpenAIBackend
+from llmopt.backends.profiles.openai import OPENAI
 from llmopt.bench.loadgen import run_load
 from llmopt.bench.metrics import summarize
 from llmopt.bench.validity import check_cell
@@ -54,7 +55,7 @@ def run(
 ) -> tuple[RunRecord, list[dict[str, Any]]]:
     """A run, and what the server did for each of its requests."""
     model = mock.add(f"load-{next(NUMBERS)}", **behaviour)
-    backend = OpenAIBackend(ServerOptions(mock.url, model))
+    backend = HttpBackend(OPENAI, ServerOptions(mock.url, model))
     backend.start()
     record = backend.drive(
         lambda: asyncio.run(
@@ -217,4 +218,4 @@ def test_without_a_fault_no_check_fails(mock):
 def test_a_server_that_is_not_ready_is_no_server(mock):
     loading = type(mock)(ready_after_s=60)
     with loading, pytest.raises(BackendError, match="503"):
-        OpenAIBackend(ServerOptions(loading.url, "mock")).start()
+        HttpBackend(OPENAI, ServerOptions(loading.url, "mock")).start()

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from llmopt.backends.http_backend import HttpBackend
 from llmopt.backends.http_options import ServerOptions
-from llmopt.backends.openai_http import OpenAIBackend
+from llmopt.backends.profiles.openai import OPENAI
 from llmopt.bench.loadgen import run_load
 from llmopt.bench.peer_definitions import restate
 from llmopt.bench.workload import PlannedRequest, RunPlan
@@ -27,6 +28,7 @@ CONCURRENCY, NUM_REQUESTS, PROMPT_TOKENS, OUTPUT_TOKENS = 4, 24, 32, 20
 SHAPES = [
     {"role_first_s": 0.6, "ttft_s": 0.8, "tpot_s": 0.04, "finish_with_last": True},
     {"ttft_s": 0.8, "tpot_s": 0.02, "tokens_per_event": 4, "finish_with_last": True},
+    {"ttft_s": 0.8, "tpot_s": 0.04, "finish_with_last": False},
 ]
 NUMBERS = count()
 
@@ -122,7 +124,7 @@ def ours(url: str, model: str, tool: str) -> dict[str, float]:
         tuple(map(request, range(CONCURRENCY, CONCURRENCY + NUM_REQUESTS))),
         CONCURRENCY,
     )
-    backend = OpenAIBackend(ServerOptions(url, model))
+    backend = HttpBackend(OPENAI, ServerOptions(url, model))
     backend.start()
     record = backend.drive(lambda: asyncio.run(run_load(backend, plan, repeat=0, seed=0)))
     backend.stop()
@@ -169,7 +171,9 @@ COMPARED: list[tuple[Peer, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["role first", "four tokens per event"])
+@pytest.mark.parametrize(
+    "shape", SHAPES, ids=["role first", "four tokens per event", "finish in an event of its own"]
+)
 @pytest.mark.parametrize(("peer", "names"), COMPARED, ids=["guidellm", "aiperf", "vllm"])
 def test_our_numbers_under_a_peers_definitions_are_its_own(
     mock: Any, default_model: Path, tmp_path: Path, peer: Peer, names: list[str], shape: Any

@@ -38,11 +38,26 @@ class DynamicFp8Weight:
     def matmul(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x: bfloat16 [T, K]; bias: [O] -> [T, O]."""
         values, token_scales = quantize_tokens(x)
-        product: torch.Tensor = torch._scaled_mm(
-            values,
-            self.values.T,
-            scale_a=token_scales,
-            scale_b=self.scales.unsqueeze(0),
-            out_dtype=x.dtype,
-        )
-        return product if bias is None else product.add_(bias)
+        return scaled_product(values, token_scales, self.values, self.scales, bias, x.dtype)
+
+
+def scaled_product(
+    values: torch.Tensor,
+    token_scales: torch.Tensor,
+    weight: torch.Tensor,
+    row_scales: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The product of e4m3 values [T, K] and weight [O, K] -> [T, O].
+
+    token_scales: float32 [T, 1]; row_scales: float32 [O]; bias: [O]; dtype: of the result.
+    """
+    product: torch.Tensor = torch._scaled_mm(
+        values,
+        weight.T,
+        scale_a=token_scales,
+        scale_b=row_scales.unsqueeze(0),
+        out_dtype=dtype,
+    )
+    return product if bias is None else product.add_(bias)

@@ -8,12 +8,30 @@ p - window + 1 .. p. Without a cache (`slot_mapping` is None) every sequence is 
 Layers whose blocks live apart (those with a window free blocks that others keep) have slots and
 block tables of their own: `of_layer`. A cache that is capped at attention sinks and a window
 (Xiao et al., 2023) shows the first `num_sinks` positions besides the window's.
+
+Torch's operations are told the lengths by the host, Triton's kernels read them on the device:
+`groups` and `device_lengths` are each made when they are first asked for.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
+
+from llmopt_kernels.paged_attention.launch import AttentionShape, Launch, plan_launches
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLengths:
+    """The lengths of a batch where kernels read them.
+
+    cu_seqlens_q: int32 [B + 1], first new token of each request among all, and their number
+    seq_lens:     int32 [B], tokens of each request with this step's; 0: a row that only pads
+    """
+
+    cu_seqlens_q: torch.Tensor
+    seq_lens: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -45,6 +63,7 @@ class AttentionMetadata:
     max_window:   the cache keeps no more than this window; None: it keeps what the layers see
     num_sinks:    first positions that stay visible under `max_window`
     per_layer:    the metadata of each layer; empty: this one for all
+    lengths:      the lengths on the device, where the caller has put them there
     """
 
     query_lens: tuple[int, ...]
@@ -55,7 +74,14 @@ class AttentionMetadata:
     max_window: int | None = None
     num_sinks: int = 0
     per_layer: tuple["AttentionMetadata", ...] = ()
+    lengths: DeviceLengths | None = None
     _groups: dict[int | None, tuple[QueryGroup, ...]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _lengths: dict[torch.device, DeviceLengths] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _launches: dict[AttentionShape, tuple[Launch, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -64,6 +90,37 @@ class AttentionMetadata:
         """Whole sequences side by side without a cache, each causal within itself."""
         lens = tuple(query_lens)
         return cls(lens, lens, slot_mapping=None, block_tables=None, block_size=1)
+
+    @classmethod
+    def bounded(
+        cls,
+        lengths: DeviceLengths,
+        slot_mapping: torch.Tensor,
+        block_tables: torch.Tensor,
+        block_size: int,
+        *,
+        query_len: int,
+        max_seq_len: int,
+        max_window: int | None = None,
+        num_sinks: int = 0,
+    ) -> "AttentionMetadata":
+        """A batch of which the host knows no more than bounds, as a CUDA graph is captured with.
+
+        Each request has `query_len` new tokens, and `max_seq_len` at most in all; its true length
+        is in `lengths`, and may change between replays as slots and block tables may. For Triton's
+        kernels only: torch's operations would take the bounds for the lengths.
+        """
+        num_requests = len(lengths.seq_lens)
+        return cls(
+            query_lens=(query_len,) * num_requests,
+            seq_lens=(max_seq_len,) * num_requests,
+            slot_mapping=slot_mapping,
+            block_tables=block_tables,
+            block_size=block_size,
+            max_window=max_window,
+            num_sinks=num_sinks,
+            lengths=lengths,
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -79,6 +136,25 @@ class AttentionMetadata:
         if self.max_window is None or window is None:
             return window or self.max_window
         return min(window, self.max_window)
+
+    def device_lengths(self, device: torch.device) -> DeviceLengths:
+        """The lengths on the model's `device`; copied there once, and not waited for."""
+        if self.lengths is not None:
+            return self.lengths
+        if device not in self._lengths:
+            starts = [0, *accumulate(self.query_lens)]
+            self._lengths[device] = DeviceLengths(
+                _copy_to_device(starts, device), _copy_to_device(self.seq_lens, device)
+            )
+        return self._lengths[device]
+
+    def launches(self, shape: AttentionShape) -> tuple[Launch, ...]:
+        """How Triton's kernel is launched for layers of this shape; planned at the first one."""
+        if shape not in self._launches:
+            self._launches[shape] = plan_launches(
+                self.query_lens, self.seq_lens, shape, self.num_sinks
+            )
+        return self._launches[shape]
 
     def groups(self, window: int | None, device: torch.device) -> tuple[QueryGroup, ...]:
         """The batch by query length, for layers with this window (None: they see everything).
@@ -151,6 +227,12 @@ class AttentionMetadata:
             tables = tables[requests]
         blocks = tables.long().gather(1, positions // self.block_size)
         return blocks * self.block_size + positions % self.block_size
+
+
+def _copy_to_device(values: Sequence[int], device: torch.device) -> torch.Tensor:
+    """int32 on `device`, from pinned memory where the device is a GPU, so that nothing waits."""
+    host = torch.tensor(values, dtype=torch.int32, pin_memory=device.type == "cuda")
+    return host.to(device, non_blocking=True)
 
 
 def _bias(

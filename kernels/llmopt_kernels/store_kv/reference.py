@@ -27,6 +27,18 @@ def store_kv_reference(cache: KVCache, new: torch.Tensor, slot_mapping: torch.Te
             cache[place] = new[token].clamp(-limit, limit).to(cache.dtype)
 
 
+def store_keys_values_reference(
+    key_cache: KVCache,
+    value_cache: KVCache,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    slots: torch.Tensor,
+) -> None:
+    """Both of a layer: key, value [T, KH, D] into slots int64 [T] of their caches."""
+    store_kv_reference(key_cache, key, slots)
+    store_kv_reference(value_cache, value, slots)
+
+
 def read_kv_reference(cache: KVCache) -> torch.Tensor:
     """The whole cache [N, S, KH, D] as float64."""
     if isinstance(cache, Int8Cache):

@@ -1,4 +1,4 @@
-"""The mock server, one process for all tests of this folder."""
+"""The mock server, one process for all tests of this folder, and a server that replays fixtures."""
 
 import sys
 from collections.abc import Iterator
@@ -10,9 +10,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
 
 from mock_server import MockProcess
+from replay_server import ReplayServer
 
 
 @pytest.fixture(scope="session")
 def mock() -> Iterator[Any]:
     with MockProcess() as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def replay() -> Iterator[Any]:
+    with ReplayServer() as server:
+        yield server

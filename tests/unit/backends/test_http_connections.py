@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from llmopt.backends import http_connections
 from llmopt.backends.http_connections import HttpConnections
 from llmopt.errors import UsageError
 
@@ -52,3 +53,33 @@ def test_an_error_that_was_read_leaves_the_connection_good(mock: Any) -> None:
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(UsageError, match="address"):
         HttpConnections(url)
+
+
+def test_a_connection_that_was_idle_for_long_is_not_used_again(
+    mock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = mock.add("idle", ttft_s=0.0, tpot_s=0.0)
+    monkeypatch.setattr(http_connections, "MAX_IDLE_S", 0.2)
+
+    async def main() -> list[int]:
+        connections, opened = HttpConnections(mock.url), []
+        for pause_s in (0.0, 0.0, 0.4):
+            await asyncio.sleep(pause_s)
+            await read(connections, model)
+            opened.append(connections.num_opened)
+        return opened
+
+    assert asyncio.run(main()) == [1, 1, 2]
+
+
+def test_a_server_that_keeps_no_connection_is_told_to_end_it(mock: Any) -> None:
+    model = mock.add("not-kept", ttft_s=0.0, tpot_s=0.0, closes_after=True)
+
+    async def main() -> int:
+        connections = HttpConnections(mock.url, reuses=False)
+        for _ in range(5):  # without a pause, in which the end could be seen
+            assert (await read(connections, model))[0] == 200
+        return connections.num_opened
+
+    assert asyncio.run(main()) == 5
+    assert {entry["headers"]["connection"] for entry in mock.log(model)} == {"close"}

@@ -75,3 +75,22 @@ def test_budget_is_half_of_the_free_memory(make_tiny_llama, monkeypatch):
     first = tight.get(a, "float32")
     tight.get(b, "float32")
     assert tight.get(a, "float32") is not first
+
+
+def test_memory_is_left_to_others_as_far_as_models_can_give_it(
+    make_tiny_llama, loader, monkeypatch
+):
+    a, b = (make_tiny_llama(seed=seed) for seed in (1, 2))
+    models = LoadedModels(10**9, loader)
+    models.get(a, "float32")
+    models.get(b, "float32")
+    free = iter([10, 30, 10, 10])
+    monkeypatch.setattr(
+        "llmopt.bench.loaded.psutil.virtual_memory", lambda: SimpleNamespace(available=next(free))
+    )
+    models.leave_free(20)
+    models.get(b, "float32")
+    assert [path for path, _ in loader.loads] == [a, b]
+    models.leave_free(20)
+    models.get(b, "float32")
+    assert [path for path, _ in loader.loads] == [a, b, b]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from llmopt.bench.speed import Served, backend_facts, find_rate, measure_run
+from llmopt.bench.speed import Served, backend_facts, measure_run
 from llmopt.bench.workload_spec import open_load
 from llmopt.errors import UsageError
 from llmopt.models.decoder import Decoder
@@ -108,14 +108,3 @@ def test_the_cache_is_hit_exactly_where_the_workload_says_so(served, workload, n
     load = Load(1, 3, 40, 5, workload=workload)
     run = measure_run(served, open_load(load, 1), repeat=0, seed=0)
     assert run.step_stats["num_prefix_hit_tokens"] == num_hits
-
-
-def test_a_rate_is_found_for_the_real_engine(served):
-    load = Load(3, 20, 20, 5, "poisson", slo="ttft_p50<10s")
-    probes: list[Any] = []
-    found = find_rate(served, open_load(load, 1), seed=0, repeats=1, on_probe=probes.append)
-    assert found.rate > 0
-    assert tuple(probes) == found.probes
-    impossible = open_load(Load(3, 4, 20, 5, "poisson", slo="ttft<0.001ms"), 0)
-    with pytest.raises(UsageError, match="no rate keeps the SLO"):
-        find_rate(served, impossible, seed=0, repeats=1)

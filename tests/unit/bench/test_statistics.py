@@ -29,7 +29,7 @@ def test_the_interval_of_runs_equals_scipy(values):
 
 def test_two_runs_have_no_interval():
     assert statistics.runs_interval([1.0, 2.0]) is None
-    assert not statistics.is_settled([1.0, 1.0], 0.03)
+    assert statistics.relative_half_width([1.0, 1.0]) == math.inf
     assert statistics.runs_needed([1.0, 1.1], 0.03) is None
 
 
@@ -49,9 +49,17 @@ def test_runs_needed_is_the_fewest_that_settle(values, relative):
 
 
 def test_equal_runs_are_settled_at_once():
-    assert statistics.is_settled([5.0, 5.0, 5.0], 0.001)
+    assert statistics.relative_half_width([5.0, 5.0, 5.0]) == 0
     assert statistics.runs_needed([5.0, 5.0, 5.0], 0.001) == 3
-    assert not statistics.is_settled([4.0, 5.0, 6.0], 0.03)
+    assert statistics.relative_half_width([0.0, 0.0, 0.0]) == 0
+    assert statistics.relative_half_width([-1.0, 0.0, 1.0]) == math.inf
+
+
+@given(RUNS)
+def test_the_width_is_that_of_the_interval(values):
+    low, high = statistics.runs_interval(values)
+    width = statistics.relative_half_width(values)
+    assert width * np.mean(values) == pytest.approx((high - low) / 2, rel=1e-6, abs=1e-9)
 
 
 def test_pairs_cancel_what_both_runs_share():

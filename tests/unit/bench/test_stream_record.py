@@ -61,3 +61,28 @@ def test_a_stream_without_a_token_is_an_error(events):
 )
 def test_who_counted_is_told(events, counted_by):
     assert record_of(*events).counted_by == counted_by
+
+
+def test_events_without_a_token_keep_their_times_if_they_are_part_of_the_answer():
+    usage = TokenEvent(0, has_choice=False)
+    record = record_of(TokenEvent(0), TokenEvent(1), TokenEvent(0), TokenEvent(1, "length"), usage)
+    assert record.empty_event_times_s == (1, 3)
+    assert record.token_times_s == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("events", "num_reasoning", "first_answer_s"),
+    [
+        ([TokenEvent(1), TokenEvent(2)], 0, None),
+        ([TokenEvent(1, is_reasoning=True), TokenEvent(1, is_reasoning=True)], 2, None),
+        (
+            [TokenEvent(0), *[TokenEvent(1, is_reasoning=True)] * 2, TokenEvent(1), TokenEvent(1)],
+            2,
+            4,
+        ),
+    ],
+)
+def test_where_the_answer_begins_after_a_reasoning(events, num_reasoning, first_answer_s):
+    record = record_of(*events)
+    assert (record.num_reasoning_events, record.first_answer_s) == (num_reasoning, first_answer_s)
+    assert record.first_token_s == next(i for i, e in enumerate(events, 1) if e.num_tokens)

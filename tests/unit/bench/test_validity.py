@@ -51,6 +51,7 @@ def test_a_good_cell_passes_every_check(make):
         "first-request",
         "cache-state",
         "prompt-source",
+        "reasoning",
         "client-lag",
         "coordinated-omission",
         "arrival-rate",

@@ -210,3 +210,20 @@ def test_a_trace_that_is_too_short_is_refused(tmp_path):
     row = {"timestamp": 0, "input_length": 3, "output_length": 3}
     with pytest.raises(UsageError, match="has 1 requests, not 2"):
         open_load(Load(2, 2, kind="trace", trace=trace_file(tmp_path, [row])), 0)
+
+
+@pytest.mark.parametrize("source", ["text", "random"])
+def test_a_variant_has_other_prompts_at_the_same_times(source):
+    lengths = Lengths("uniform", high=30, low=10)
+    load = Load(2, 20, lengths, lengths, "poisson", rate=2.0, workload=Workload(source))
+    plan = open_load(load, 1)
+    first, again, other = (
+        make_plan(each, TEXT, seed=0, repeat=0)
+        for each in (plan, plan.at_rate(2.0), plan.at_rate(2.0, variant=3))
+    )
+    assert again == first
+    for one, two in zip(first.measured, other.measured, strict=True):
+        assert len(one.prompt_token_ids) == len(two.prompt_token_ids)
+        assert (one.scheduled_s, one.max_tokens) == (two.scheduled_s, two.max_tokens)
+    beginnings = [{r.prompt_token_ids[:8] for r in each.measured} for each in (first, other)]
+    assert not beginnings[0] & beginnings[1]

@@ -1,5 +1,6 @@
 """A tiny random Llama, once for all tests of the engine."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from llmopt.engine.request import StepOutput
 from llmopt.engine.sampling_params import SamplingParams
 from llmopt.models.decoder import Decoder
 from llmopt.models.loader import load_model
+
+sys.path.insert(0, str(Path(__file__).parent))  # for hash_model.py
 
 VOCAB_SIZE = 128
 MAX_MODEL_LEN = 256

@@ -47,8 +47,9 @@ def tokens(outputs: dict[str, list[StepOutput]]) -> list[list[int]]:
     return [[token for out in outs for token in out.token_ids] for outs in outputs.values()]
 
 
+@pytest.mark.parametrize("async_scheduling", ["off", "on"])
 def test_concurrent_streams_equal_the_synchronous_result(
-    make_engine: MakeEngine, run: Run, prompts: list[list[int]]
+    make_engine: MakeEngine, run: Run, prompts: list[list[int]], async_scheduling: str
 ) -> None:
     params = [PARAMS, replace(PARAMS, temperature=1.0, seed=3)] * 3
 
@@ -56,7 +57,21 @@ def test_concurrent_streams_equal_the_synchronous_result(
         streams = [engine.generate(p, s) for p, s in zip(prompts, params, strict=True)]
         return await asyncio.gather(*map(collect, streams))
 
-    assert serve(make_engine(), consume) == tokens(run(make_engine(), prompts, params))
+    engine = make_engine(async_scheduling=async_scheduling)
+    assert serve(engine, consume) == tokens(run(make_engine(), prompts, params))
+
+
+def test_a_consumer_that_leaves_hears_of_no_step_in_flight(make_engine: MakeEngine) -> None:
+    async def consume(engine: AsyncEngine) -> list[int]:
+        stream = engine.generate([5, 6], LONG)
+        async for _ in stream:
+            break
+        await stream.aclose()
+        return await collect(engine.generate([5, 6], PARAMS))
+
+    expected = serve(make_engine(), consume)
+    assert serve(make_engine(async_scheduling="on"), consume) == expected
+    assert len(expected) == 16
 
 
 def test_tokens_arrive_one_by_one_while_the_engine_goes_on(make_engine: MakeEngine) -> None:

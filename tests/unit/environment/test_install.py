@@ -2,8 +2,10 @@
 
 import dataclasses
 import fcntl
+import importlib.metadata
 import json
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -57,6 +59,38 @@ def test_the_steps_and_what_they_leave(stubbed, install, calls):
     marker = read_marker(directory)
     assert marker is not None
     assert marker["requirements"] == list(stubbed.pinned)
+
+
+def test_what_does_not_work_goes_and_what_is_asked_for_is_stood_in_for(stubbed, install, calls):
+    changed = dataclasses.replace(
+        stubbed, removed=("torchvision", "triton"), stand_ins=(("vllm", "0.32.0+cpu"),)
+    )
+    install(changed)
+    _, _, _, bare, removing, standing_in, check, _ = calls()
+    assert bare[-1] == "bare==0.1"
+    assert removing[-4:] == ["uninstall", "--yes", "torchvision", "triton"]
+    assert standing_in[0] == "-c"
+    assert standing_in[2:] == ["vllm", "0.32.0+cpu"]
+    assert check == ["-c", "import stubbed"]
+
+
+def test_a_stand_in_is_a_distribution_by_name_and_version(tmp_path):
+    from llmopt.environment.install import _STAND_IN
+
+    patch = f"import sysconfig; sysconfig.get_path = lambda name: {str(tmp_path)!r}\n"
+    command = [sys.executable, "-c", patch + _STAND_IN, "vllm", "0.32.0+cpu"]
+    subprocess.run(command, check=True)
+    (found,) = importlib.metadata.distributions(path=[str(tmp_path)])
+    assert (found.name, found.version) == ("vllm", "0.32.0+cpu")
+
+
+def test_a_program_is_run_in_place_of_the_import(stubbed, install, calls, tmp_path):
+    changed = dataclasses.replace(stubbed, program="python")  # the only one the stub makes
+    install(changed)
+    assert calls()[-2] == ["--version"]
+    missing = dataclasses.replace(stubbed, name="other", program="server")
+    with pytest.raises(BackendError, match="server cannot be started"):
+        install(missing)
 
 
 def test_without_an_index_pip_decides(stubbed, install, calls):

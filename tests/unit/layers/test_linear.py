@@ -41,7 +41,7 @@ def quantized(
 def test_every_scheme_multiplies_by_the_dequantized_weight(spec, kernel, dtype):
     parts = [quantized(rows, 192, spec, rows) for rows in (32, 16)]
     biases = [torch.randn(32), None]
-    linear = make_linear(parts, biases, dtype=dtype, device=CPU)
+    linear = make_linear(parts, biases, dtype=dtype, device=CPU, activations="bf16")
     x = torch.randn(5, 192, generator=torch.Generator().manual_seed(9)).to(dtype)
     dense = torch.cat([p.dequantize() for p in parts]).double()
     bias = torch.cat([biases[0], torch.zeros(16)]).double()
@@ -56,7 +56,7 @@ def test_every_scheme_multiplies_by_the_dequantized_weight(spec, kernel, dtype):
 def test_activation_order_gathers_the_inputs(bits):
     shuffled = (torch.randperm(64, generator=torch.Generator().manual_seed(3)) // 32).int()
     weight = quantized(32, 64, QuantSpec(bits, 32), 0, shuffled)
-    linear = make_linear([weight], [None], dtype=torch.bfloat16, device=CPU)
+    linear = make_linear([weight], [None], dtype=torch.bfloat16, device=CPU, activations="bf16")
     x = torch.randn(3, 64).to(torch.bfloat16)
     expected = x.double() @ weight.dequantize().double().T
     assert linear.kernel.startswith("int4pack")
@@ -65,17 +65,21 @@ def test_activation_order_gathers_the_inputs(bits):
 
 def test_matrices_that_cannot_be_stacked_are_computed_in_turn():
     parts = [torch.randn(16, 64), quantized(16, 64, QuantSpec(4, 32), 1)]
-    linear = make_linear(parts, [None, None], dtype=torch.bfloat16, device=CPU)
+    linear = make_linear(parts, [None, None], dtype=torch.bfloat16, device=CPU, activations="bf16")
     x = torch.randn(2, 64).to(torch.bfloat16)
     dense = torch.cat([parts[0], parts[1].dequantize()]).double()
-    assert linear.kernel == "dense + int4pack"
+    assert linear.kernel in ("dense + int4pack", "native bf16 + int4pack")
     expected = x.double() @ dense.T
     assert (linear(x).double() - expected).norm() / expected.norm() < 6e-3
 
 
 def test_weight_bytes_are_what_is_read():
     four_bit = make_linear(
-        [quantized(32, 128, QuantSpec(4, 64), 0)], [None], dtype=torch.bfloat16, device=CPU
+        [quantized(32, 128, QuantSpec(4, 64), 0)],
+        [None],
+        dtype=torch.bfloat16,
+        device=CPU,
+        activations="bf16",
     )
     assert four_bit.weight_bytes == 32 * 128 // 2 + 32 * 2 * 2 * 2  # a bf16 scale and offset
     dense = make_linear([torch.zeros(32, 128)], [None], dtype=torch.bfloat16, device=CPU)
@@ -85,7 +89,7 @@ def test_weight_bytes_are_what_is_read():
 def test_a_torch_without_the_kernels_multiplies_by_the_dequantized_weight(monkeypatch):
     monkeypatch.setattr("llmopt.layers.linear.kernels_run", lambda: False)
     weight = quantized(32, 64, QuantSpec(4, 32), 0)
-    linear = make_linear([weight], [None], dtype=torch.bfloat16, device=CPU)
+    linear = make_linear([weight], [None], dtype=torch.bfloat16, device=CPU, activations="bf16")
     x = torch.randn(3, 64).to(torch.bfloat16)
     expected = x.double() @ weight.dequantize().double().T
     assert linear.kernel == "dequantized w4"

@@ -26,7 +26,11 @@ def logits(model: Decoder) -> torch.Tensor:
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi3", "opt", "gpt2", "qwen3_moe"])
 @pytest.mark.parametrize("scheme", [None, "w4g32"])
 def test_any_config_gives_finite_logits_that_differ(
-    make_tiny_model: MakeModel, tmp_path: Path, model_type: str, scheme: str | None
+    make_tiny_model: MakeModel,
+    tmp_path: Path,
+    model_type: str,
+    scheme: str | None,
+    int4_kernel: str,
 ) -> None:
     config = json.loads((make_tiny_model(model_type) / "config.json").read_text())
     file = tmp_path / "config.json"  # no weights beside it
@@ -36,7 +40,7 @@ def test_any_config_gives_finite_logits_that_differ(
     assert torch.isfinite(found).all()
     assert found.std() > 0.01
     assert model.dtype == torch.bfloat16
-    is_packed = any("int4pack" in kernel for kernel in model.kernels)
+    is_packed = any(int4_kernel in kernel for kernel in model.kernels)
     assert is_packed == (scheme is not None)
 
 

@@ -92,13 +92,17 @@ def test_transposed_matrices_are_not_quantized(
 
 
 def test_the_router_stays_in_full_precision(
-    make_tiny_model: MakeModel, quantize_tiny: Quantize, tmp_path: Path
+    make_tiny_model: MakeModel,
+    quantize_tiny: Quantize,
+    tmp_path: Path,
+    dense_kernel: str,
+    int4_kernel: str,
 ) -> None:
     source = make_tiny_model("qwen3_moe", **SIZES)
     model = load_model(quantize_tiny(source, tmp_path / "q", "rtn-w4g32"), dtype="bfloat16")
     for block in model.blocks:
         qkv, output, router, *experts = block.linears
         assert isinstance(router, DenseLinear)
-        assert router.kernel == "dense"
-        assert {layer.kernel for layer in (qkv, output, *experts)} == {"int4pack"}
+        assert router.kernel == dense_kernel
+        assert {layer.kernel for layer in (qkv, output, *experts)} == {int4_kernel}
         assert len(experts) == 2 * 8

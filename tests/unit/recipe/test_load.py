@@ -57,7 +57,7 @@ def test_a_recipe_becomes_data_with_all_defaults(tmp_path: Path) -> None:
         repeats=3,
         warmup_requests=1,
         seed=0,
-        backend="llmopt",
+        backends=("llmopt",),
         calibration=Calibration("bundled", 32, 512),
         quality=Quality("bundled", "windows", 256, 16, True),
     )
@@ -85,8 +85,8 @@ def test_the_demo_compares_the_five_schemes_at_two_loads() -> None:
             "name: demo",
             "nam: demo",
             "r.yaml:1: unknown key 'nam' in the recipe. Allowed: name, base, targets, loads, "
-            "repeats, warmup_requests, seed, backend, calibration, quality, price_per_hour. "
-            "Did you mean 'name'?",
+            "repeats, warmup_requests, seed, backends, calibration, quality, price_per_hour, "
+            "until_ci, max_repeats. Did you mean 'name'?",
         ),
         ("name: demo", "repeats: 2", "r.yaml:1: the recipe lacks 'name'. It needs name, base"),
         ("name: demo", "name: 4", "r.yaml:1: 'name' is '4'. It must be text."),

@@ -41,7 +41,7 @@ def test_the_base_is_named_after_its_dtype_unless_it_has_a_name() -> None:
 def test_the_document_is_json_and_complete() -> None:
     document = to_document(RECIPE)
     assert json.loads(json.dumps(document)) == document
-    base = {"model": "m", "dtype": "float32", "name": "fp32", "engine": None}
+    base = {"model": "m", "dtype": "float32", "name": "fp32", "engine": None, "backends": None}
     assert document["base"] == base
     assert document["repeats"] == 3
     assert document["quality"] is None

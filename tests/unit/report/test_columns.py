@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.report.columns import columns_of, kld_text, three_digits, verdict_text
+from llmopt.report.column_choice import columns_of
+from llmopt.report.columns import kld_text, three_digits, verdict_text
 from llmopt.report.rows import Row, make_rows
 from llmopt.results.schema import CellResult, Verdict, VerdictLabel
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmopt.report.columns import columns_of
+from llmopt.report.column_choice import columns_of
 from llmopt.report.engine_figures import engine_figures
 from llmopt.report.export import flat
 from llmopt.report.report import make_report

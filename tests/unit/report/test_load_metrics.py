@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from llmopt.bench.definitions import DEFINITIONS
 from llmopt.cli.report import report as report_command
-from llmopt.report.columns import columns_of, load_text
+from llmopt.report.column_choice import columns_of
+from llmopt.report.columns import load_text
 from llmopt.report.export import flat, to_csv
 from llmopt.report.notes import make_notes
 from llmopt.report.priced import priced

@@ -1,0 +1,16 @@
+// Linear layers with the instructions of simd_avx2.h.
+#if defined(__x86_64__)
+#include "simd_avx2.h"
+
+#include "quantize_kernel.h"
+
+#include "linear_kernel.h"
+
+namespace llmopt {
+
+extern const LinearFunctions linear_avx2;
+const LinearFunctions linear_avx2 = {prepare, multiply};
+
+}  // namespace llmopt
+
+#endif

@@ -1,0 +1,16 @@
+// The parts of a forward pass with AVX-512 (BF16).
+#if defined(__x86_64__)
+#include "step_lanes.h"
+
+#include "activation_kernel.h"
+#include "attention_kernel.h"
+#include "norm_kernel.h"
+
+namespace llmopt {
+
+extern const StepFunctions step_avx512;
+const StepFunctions step_avx512 = {norm, activate, attend, widen, round, add, soft_cap};
+
+}  // namespace llmopt
+
+#endif

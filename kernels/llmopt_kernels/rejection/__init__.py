@@ -1,0 +1,1 @@
+"""Rejection sampling of drafts on a GPU; `reference.py` has the definition."""

@@ -1,0 +1,1 @@
+"""Sampling from logits on a GPU; `reference.py` has the definition."""

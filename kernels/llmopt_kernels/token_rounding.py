@@ -1,0 +1,27 @@
+"""Rounding of tokens to int8 or e4m3 inside Triton kernels, one float32 scale per token.
+
+The rounding of `w8a8/reference.py` and `fp8/reference.py`, bit for bit: true divisions, ties to
+even. Imports Triton: only `triton.py` modules import it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+FORMS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
+ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: float32 has no fractions there, ties go to even
+
+
+@triton.jit
+def round_tokens(values, FORM: tl.constexpr):
+    """values: float32 [rows, columns], masked columns 0 -> (codes, scales [rows])."""
+    LARGEST: tl.constexpr = 127.0 if FORM == "int8" else 448.0
+    scales = tl.div_rn(tl.max(tl.abs(values), axis=1), LARGEST)
+    scales = tl.where(scales == 0, 1.0, scales)
+    quotients = tl.div_rn(values, scales[:, None] + tl.zeros_like(values))
+    quotients = tl.minimum(tl.maximum(quotients, -LARGEST), LARGEST)
+    if FORM == "int8":
+        codes = ((quotients + ROUND) - ROUND).to(tl.int8)
+    else:
+        codes = quotients.to(tl.float8e4nv)
+    return codes, scales

@@ -1,0 +1,116 @@
+"""Weights as 4- or 8-bit codes with scales per group, for the compiled product with int8 inputs.
+
+Knows nothing of models or files. The law: the packed weight holds exactly the codes, scales, zero
+points and offsets that it was made from, in the types they had; only tables of levels must be whole
+numbers of 8 bits. The layout is described in linear.h.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from llmopt_kernels.native.linear_weight import (
+    NUMBER_TYPES,
+    ROW_BLOCK,
+    STORAGE,
+    NativeWeight,
+    fill_up,
+    in_blocks,
+    native_weight,
+)
+
+STEPS = (32, 16)  # columns that share a scale of x: 64 would double what rounding costs in KLD
+ROW_STEP = 32  # where a whole row has one scale: rows are filled up to a multiple of it
+_SMALL_INTEGERS = 4  # kInt8 of linear.h
+_LEVEL_ZERO = 128  # levels are kept as unsigned bytes: value + 128
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNumbers:
+    """One number per row and group [O, G]: as it is (float32, float16, bfloat16), or, with `shared`
+    float16 [O, G / n], small integers (int8; offsets: uint8) that multiply the shared number.
+    """
+
+    values: torch.Tensor
+    shared: torch.Tensor | None = None
+
+    @property
+    def type_code(self) -> int:
+        """The `NumberType` of linear.h."""
+        return NUMBER_TYPES[self.values.dtype] if self.shared is None else _SMALL_INTEGERS
+
+    @property
+    def groups_per_super(self) -> int:
+        """Groups that share a float16 number."""
+        return 1 if self.shared is None else self.values.shape[1] // self.shared.shape[1]
+
+
+def activation_step(group_size: int) -> int | None:
+    """Columns that share a scale of x, for a weight in groups of this size; None: no step fits."""
+    return next((step for step in STEPS if group_size % step == 0), None)
+
+
+def can_pack_groups(columns: int, group_size: int) -> bool:
+    """Whether rows of `columns` weights in such groups can be packed."""
+    return group_size == columns or activation_step(group_size) is not None
+
+
+def pack_codes(
+    codes: torch.Tensor,
+    scales: GroupNumbers,
+    *,
+    bits: int,
+    zeros: torch.Tensor | int = 0,
+    offsets: GroupNumbers | None = None,
+    table: torch.Tensor | None = None,
+    order: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+) -> NativeWeight:
+    """Lay out (level(code) - zero) * scale + offset.
+
+    codes: uint8 [O, K] below 2^bits, bits 4 or 8; zeros: uint8 [O, G] or one number; table: [16],
+    the signed levels of 4-bit codes within -128 .. 127, whole numbers; order: [K], the column of
+    x that each column of codes takes; bias: [O]. Groups as `can_pack_groups` says.
+    """
+    rows, columns = codes.shape
+    group_size = columns // scales.values.shape[1]
+    step = activation_step(group_size)
+    if group_size == columns and (step is None or step < ROW_STEP):
+        step = ROW_STEP
+        group_size = -(-columns // step) * step
+    assert step is not None, "groups are multiples of 16, or whole rows"
+    padded_in = -(-columns // group_size) * group_size
+    tensors = {
+        "data": _pack_bytes(fill_up(codes, padded_in), bits),
+        "scales": in_blocks(scales.values),
+    }
+    if scales.shared is not None:
+        tensors["super_scales"] = in_blocks(scales.shared)
+    if isinstance(zeros, torch.Tensor):
+        tensors["zeros"] = in_blocks(zeros)
+    if offsets is not None:
+        tensors["offsets"] = in_blocks(offsets.values)
+        if offsets.shared is not None:
+            tensors["super_offsets"] = in_blocks(offsets.shared)
+    if table is not None:
+        tensors["table"] = (table.round().to(torch.int16) + _LEVEL_ZERO).to(torch.uint8)
+    zero = _LEVEL_ZERO if table is not None else 0 if isinstance(zeros, torch.Tensor) else zeros
+    numbers = {
+        "storage": STORAGE[f"code{bits}"],
+        "scale_type": scales.type_code,
+        "offset_type": 0 if offsets is None else offsets.type_code,
+        "zero": zero,
+        "group_size": group_size,
+        "groups_per_super": scales.groups_per_super,
+        "step": step,
+        "padded_in": padded_in,
+    }
+    return native_weight(tensors, numbers, (rows, columns), bias, order)
+
+
+def _pack_bytes(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """uint8 [O, K] to [O / 16, K * bits / 32, 16, 4]."""
+    if bits == 4:
+        runs = codes.view(len(codes), -1, 2, 4)
+        codes = runs[:, :, 0] | (runs[:, :, 1] << 4)
+    return codes.reshape(len(codes) // ROW_BLOCK, ROW_BLOCK, -1, 4).transpose(1, 2).contiguous()

@@ -1,0 +1,1 @@
+"""What each serving framework is asked, and how it answers: one small module per server."""

@@ -1,0 +1,98 @@
+"""SGLang: `python -m sglang.launch_server`, an OpenAI-compatible server."""
+
+from llmopt.backends.http_request import openai_request
+from llmopt.backends.profiles.answers import (
+    count_at,
+    is_ok,
+    listed_length,
+    openai_models,
+    text_at,
+)
+from llmopt.backends.profiles.launch import LaunchCommand, LaunchRequest
+from llmopt.backends.profiles.profile import (
+    CacheReset,
+    CompletionRequest,
+    MetricsPage,
+    Question,
+    ServerProfile,
+    StreamRequest,
+)
+
+_COUNTING = {"include_usage": True, "continuous_usage_stats": True}
+# Formats that are not found out from the checkpoint's own config.
+_LOAD_FORMATS = {"gguf": "gguf", "bitsandbytes": "bitsandbytes"}
+
+
+def _completion(request: CompletionRequest) -> StreamRequest:
+    extensions: dict[str, object] = {
+        "stream_options": _COUNTING,
+        "ignore_eos": request.params.ignore_eos,
+        "repetition_penalty": 1.0,
+    }
+    if request.params.temperature > 0:
+        extensions |= {"top_p": 1.0, "top_k": -1, "min_p": 0.0}
+    if request.cache_salt is not None:
+        extensions["cache_salt"] = request.cache_salt
+    return openai_request(request, extensions)
+
+
+def _count_tokens(model: str, text: str) -> Question[int]:
+    return Question("/tokenize", count_at("count"), {"model": model, "prompt": text})
+
+
+def _launch(request: LaunchRequest) -> LaunchCommand:
+    arguments = [request.program, "-m", "sglang.launch_server"]
+    arguments += ["--model-path", str(request.checkpoint)]
+    arguments += ["--host", "127.0.0.1", "--port", str(request.port)]
+    arguments += ["--served-model-name", request.model_name]
+    arguments += ["--dtype", request.dtype, "--device", request.device]
+    arguments += ["--context-length", str(request.context_length)]
+    arguments += ["--max-running-requests", str(request.num_parallel)]
+    arguments += ["--enable-metrics", "--enable-cache-report", "--log-level-http", "warning"]
+    if request.quantization in _LOAD_FORMATS:
+        load_format = _LOAD_FORMATS[request.quantization]
+        arguments += ["--load-format", load_format, "--quantization", request.quantization]
+    if request.tokenizer is not None:
+        arguments += ["--tokenizer-path", str(request.tokenizer)]
+    variables = {"HF_HUB_OFFLINE": "1"}
+    if request.device == "cpu":
+        variables["SGLANG_USE_CPU_ENGINE"] = "1"
+        if request.num_threads is not None:
+            variables["SGLANG_CPU_OMP_THREADS_BIND"] = f"0-{request.num_threads - 1}"
+    return LaunchCommand((*arguments, *request.extra_args), variables)
+
+
+SGLANG = ServerProfile(
+    name="sglang",
+    documentation=(
+        "https://docs.sglang.ai/basic_usage/openai_api_completions.html",
+        "https://docs.sglang.ai/advanced_features/server_arguments.html",
+        "https://docs.sglang.ai/basic_usage/native_api.html",
+        "https://docs.sglang.ai/references/production_metrics.html",
+        "https://docs.sglang.ai/platforms/cpu_server.html",
+    ),
+    takes_token_ids=True,
+    ignores_eos=True,
+    salts_cache=True,
+    completion=_completion,
+    health="/health",  # it generates one token, and is 503 until it can
+    is_ready=is_ok,
+    models=openai_models(),
+    version=Question("/server_info", text_at("version")),
+    context_length=listed_length,
+    count_tokens=_count_tokens,
+    cache_reset=CacheReset("/flush_cache?timeout=30", is_ok),  # 400 while requests are running
+    metrics=MetricsPage(
+        "/metrics",
+        {
+            "sglang:token_usage": "kv_cache_use",
+            "sglang:num_retracted_requests_total": "num_preemptions",
+            "sglang:cached_tokens_total": "num_prefix_hit_tokens",
+            "sglang:prompt_tokens_total": "num_prompt_tokens",
+            "sglang:generation_tokens_total": "num_output_tokens",
+            "sglang:spec_accept_length": "tokens_per_draft",
+        },
+    ),
+    program="python",
+    launch=_launch,
+)

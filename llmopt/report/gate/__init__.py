@@ -1,0 +1,1 @@
+"""The regression gate: two sets of result files in, one verdict out."""

@@ -1,0 +1,51 @@
+"""The choice of what activations are rounded to before quantized weights."""
+
+import pytest
+import torch
+
+from llmopt.errors import UsageError
+from llmopt.layers.native_linear import library_for
+from llmopt.models.dummy import make_dummy_model
+from llmopt.models.loader import load_model
+from llmopt_kernels.paged_attention.metadata import AttentionMetadata
+
+
+@torch.inference_mode()
+def logits(model, length: int = 24) -> torch.Tensor:
+    ids = torch.randint(0, 100, (length,), generator=torch.Generator().manual_seed(0))
+    hidden = model.forward(ids, torch.arange(length), AttentionMetadata.dense([length]))
+    return model.compute_logits(hidden).float()
+
+
+def test_an_unknown_choice_is_refused(tiny_llama):
+    with pytest.raises(UsageError, match="activations of 'int4' are not supported"):
+        load_model(tiny_llama, activations="int4")
+
+
+def test_bfloat16_weights_compute_as_accurately_with_and_without_the_kernels(
+    tiny_llama, monkeypatch
+):
+    if library_for(torch.bfloat16, torch.device("cpu")) is None:
+        pytest.skip("the C++ kernels are off or cannot be compiled here")
+    on = load_model(tiny_llama, dtype="bfloat16")
+    assert on.kernels == ("native bf16",)
+    compiled = logits(on)
+    monkeypatch.setenv("LLMOPT_NATIVE", "0")
+    off = load_model(tiny_llama, dtype="bfloat16")
+    assert off.kernels == ("dense",)
+    exact = logits(load_model(tiny_llama, dtype="float32"))
+    assert (compiled - exact).norm() < 1.2 * (logits(off) - exact).norm()
+
+
+def test_int8_activations_change_the_logits_a_little_and_the_accurate_path_does_not(
+    tiny_llama, monkeypatch
+):
+    if library_for(torch.bfloat16, torch.device("cpu")) is None:
+        pytest.skip("the C++ kernels are off or cannot be compiled here")
+    int8 = make_dummy_model(tiny_llama, dtype="bfloat16", scheme="w4g32")
+    assert "native w4a8" in int8.kernels
+    fast = logits(int8)
+    monkeypatch.setenv("LLMOPT_NATIVE", "0")
+    accurate = logits(make_dummy_model(tiny_llama, dtype="bfloat16", scheme="w4g32"))
+    difference = (fast - accurate).norm() / accurate.norm()
+    assert 0 < difference < 5e-2

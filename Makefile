@@ -30,7 +30,7 @@ gpu-check:
 	PYTHONPATH=.:kernels $(PYTHON) -m bench.gpu_check --out $(GPU_CHECK_OUT)
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

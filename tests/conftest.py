@@ -34,6 +34,12 @@ def dense_kernel(has_native: bool) -> str:
 
 
 @pytest.fixture(scope="session")
+def int8_kernel(has_native: bool) -> str:
+    """What multiplies 8-bit weights with one scale per row on this machine."""
+    return "native w8a16" if has_native else "int8pack"
+
+
+@pytest.fixture(scope="session")
 def int4_kernel(has_native: bool) -> str:
     """What multiplies 4-bit weights in groups on this machine."""
     return "native w4a8" if has_native else "int4pack"

@@ -69,8 +69,8 @@ def generate(
     activations: Annotated[
         str,
         typer.Option(
-            help="Before quantized weights on a CPU: int8 (fast), bf16, or auto: int8 where the"
-            " weights have fewer than 8 bits."
+            help="Before quantized weights on a CPU: int8 (fast), int16, bf16, or auto: int8 where"
+            " the weights have fewer than 8 bits, else int16."
         ),
     ] = "auto",
     kv_dtype: Annotated[str, typer.Option(help="Of the cache: auto, fp8 or int8.")] = "auto",

@@ -39,8 +39,8 @@ class LLM:
         dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
         device: "cpu", "cuda" or "cuda:1".
         activations: what bfloat16 activations are rounded to before quantized weights on a CPU:
-            "int8" (the compiled kernels, where there are any), "bf16" (not at all), or "auto":
-            int8 before weights of fewer than 8 bits.
+            "int8" or "int16" (the compiled kernels, where there are any), "bf16" (not at all), or
+            "auto": int8 before weights of fewer than 8 bits, else int16.
         dummy_weights: a config (a config.json, or a model's) to be served with random weights in
             place of the model, whose tokenizer alone is used; see `make_dummy_model`.
         speculation: who guesses tokens ahead, as `SpeculationConfig.proposer`, or all about it;

@@ -22,10 +22,10 @@ from llmopt.layers.codes import has_codes
 from llmopt.layers.dynamic import make_dynamic_linear
 from llmopt.layers.native_linear import (
     WeightActivations,
+    input_parts,
     library_for,
     make_native_linear,
     make_row_product,
-    rounds_to_int8,
 )
 from llmopt.layers.triton_linear import make_triton_linear, takes_packed
 from llmopt_kernels.wna16.torch_cpu import (
@@ -162,8 +162,8 @@ def make_linear(
     dtype is that of the activations. Weights without a kernel of their own are dequantized once.
     Matrices that cannot be stacked (different specs or groupings) are computed one after the
     other. activations: what bfloat16 activations are rounded to before they meet coded weights on
-    a CPU; "int8" needs the compiled kernels and is "bf16" without them; "auto" is "int8" before
-    weights of fewer than 8 bits.
+    a CPU; all but "bf16" need the compiled kernels and are "bf16" without them; "auto" is "int8"
+    before weights of fewer than 8 bits, else "int16".
     """
     bias = _join_biases(weights, biases, dtype, device)
     dense = [w for w in weights if isinstance(w, torch.Tensor)]
@@ -173,10 +173,10 @@ def make_linear(
         weight = dense[0] if len(dense) == 1 else torch.cat(dense)
         return DenseLinear(weight.to(device, dtype), bias)
     stored = [w for w in weights if not isinstance(w, torch.Tensor)]
-    uses_int8 = rounds_to_int8(activations, stored) and not takes_packed(dtype, device)
-    int8_library = library_for(dtype, device) if uses_int8 else None
-    if int8_library is not None and len(stored) == len(weights) and not dynamic:
-        native = make_native_linear(stored, bias, int8_library)
+    parts_of_x = None if takes_packed(dtype, device) else input_parts(activations, stored)
+    library = None if parts_of_x is None else library_for(dtype, device)
+    if library is not None and parts_of_x and len(stored) == len(weights) and not dynamic:
+        native = make_native_linear(stored, bias, library, parts_of_x)
         if native is not None:
             return native
     if len(groups) == len(weights) and can_concatenate(groups):
@@ -185,7 +185,7 @@ def make_linear(
     if stacked is not None:
         return make_dynamic_linear(stacked, bias, dtype, device)
     if not (dense or groups or dynamic):
-        takes_codes = int8_library is not None or takes_packed(dtype, device)
+        takes_codes = library is not None or takes_packed(dtype, device)
         if not takes_codes or not any(has_codes(weight) for weight in stored):
             return _dequantized_linear(stored, bias, dtype, device)
         if takes_packed(dtype, device):

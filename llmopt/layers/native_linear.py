@@ -1,8 +1,8 @@
 """Linear layers on the compiled CPU kernels.
 
 Knows nothing of models or files. The law: a layer computes round(x) @ weight^T + bias, where x is
-rounded to int8 in steps of columns (coded weights) or to bfloat16 (bfloat16 weights), sums are
-float32, and nothing of a weight is kept twice.
+rounded to one or two int8 in steps of columns (coded weights) or to bfloat16 (bfloat16 weights),
+sums are float32, and nothing of a weight is kept twice.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from llmopt_kernels.native.library import NativeLibrary, native_library
 from llmopt_kernels.native.linear_weight import NativeWeight, multiply
 from llmopt_kernels.wna8.native import pack_codes
 
-WeightActivations = Literal["auto", "int8", "bf16"]  # what coded weights are multiplied with
+WeightActivations = Literal["auto", "int8", "int16", "bf16"]  # what meets coded weights
 MIN_EXACT_BITS = 8  # of weights whose own loss is no larger than that of int8 activations
 MAX_ROW_TOKENS = 24  # with more tokens torch's matrix product is at least as fast on plain rows
 
@@ -51,13 +51,14 @@ def library_for(dtype: torch.dtype, device: torch.device) -> NativeLibrary | Non
     return native_library(kernels_directory())
 
 
-def rounds_to_int8(activations: WeightActivations, weights: Sequence[StoredWeight]) -> bool:
-    """Whether inputs of these weights are to be rounded to int8; "auto": not before 8-bit weights,
-    whose own loss that would double.
+def input_parts(activations: WeightActivations, weights: Sequence[StoredWeight]) -> int | None:
+    """How many int8 numbers stand for each input of these weights; None: inputs are not rounded.
+
+    "auto": one, and two for 8-bit weights, whose own loss one would double.
     """
     if activations == "auto":
-        return any(_num_bits(weight) < MIN_EXACT_BITS for weight in weights)
-    return activations == "int8"
+        return 1 if any(_num_bits(weight) < MIN_EXACT_BITS for weight in weights) else 2
+    return {"int8": 1, "int16": 2, "bf16": None}[activations]
 
 
 def _num_bits(weight: StoredWeight) -> float:
@@ -67,10 +68,13 @@ def _num_bits(weight: StoredWeight) -> float:
 
 
 def make_native_linear(
-    weights: Sequence[StoredWeight], bias: torch.Tensor | None, library: NativeLibrary
+    weights: Sequence[StoredWeight],
+    bias: torch.Tensor | None,
+    library: NativeLibrary,
+    parts: int,
 ) -> NativeLinear | None:
-    """One layer with int8 activations from matrices that share their input, or None if they cannot
-    be one for the kernels. bias: [O].
+    """One layer from matrices that share their input, or None if they cannot be one for the
+    kernels. bias: [O]; parts: int8 numbers for each input.
     """
     found = [codes for weight in weights if (codes := native_codes(weight)) is not None]
     stacked = stack_native(found) if len(found) == len(weights) else None
@@ -85,8 +89,9 @@ def make_native_linear(
         table=stacked.table,
         order=stacked.order,
         bias=bias,
+        parts=parts,
     )
-    return NativeLinear(library, packed, f"native {stacked.label}a8")
+    return NativeLinear(library, packed, f"native {stacked.label}a{8 * parts}")
 
 
 class RowProduct:

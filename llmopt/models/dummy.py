@@ -8,7 +8,7 @@ same model, tensor by tensor, whatever was read before.
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -136,6 +136,12 @@ def _w8a16(shape: tuple[int, int], generator: torch.Generator) -> QuantizedWeigh
     return _uniform(shape, QuantSpec(8, None), generator)
 
 
+def _int8(shape: tuple[int, int], generator: torch.Generator) -> QuantizedWeight:
+    """As bitsandbytes stores it: the scales of rows are float32."""
+    weight = _w8a16(shape, generator)
+    return replace(weight, scales=weight.scales.float())
+
+
 def _fp8(shape: tuple[int, int], generator: torch.Generator) -> DynamicWeight:
     values = torch.randn(shape, generator=generator).to(torch.float8_e4m3fn)
     return DynamicWeight(Fp8Weight(values, torch.full((shape[0], 1), _STD)), "fp8")
@@ -157,7 +163,7 @@ def _codes(shape: tuple[int, int], levels: int, generator: torch.Generator) -> t
 _OTHERS: Mapping[str, Quantize] = MappingProxyType(
     {
         "w8a16": _w8a16,
-        "int8": _w8a16,
+        "int8": _int8,
         "w8a8": _w8a8,
         "fp8": _fp8,
         "nf4": _codebook("nf4"),

@@ -31,8 +31,8 @@ def per_column(values: torch.Tensor, columns: int) -> torch.Tensor:
 
 def held_against_reference(out, x, weight: NativeWeight, dense: torch.Tensor) -> None:
     """Only the order of float32 sums may differ: by some units of what the terms add up to."""
-    step = weight.struct.step
-    expected = wna8_reference(x, dense, step)
+    step, parts = weight.struct.step, weight.struct.parts
+    expected = wna8_reference(x, dense, step, parts)
     terms = wna8_reference(x.abs(), dense.abs(), step) + expected.abs()
     assert out.shape == expected.shape
     excess = (out.double() - expected).abs() - 1e-5 * terms - 1e-6
@@ -49,6 +49,7 @@ def cases(draw):
         "groups": 1 if group is None else columns // group,
         "tokens": draw(st.integers(1, 21)),
         "bits": draw(st.sampled_from([4, 8])),
+        "parts": draw(st.sampled_from([1, 2])),
         "zeros": draw(st.sampled_from(["none", "middle", "groups"])),
         "offsets": draw(st.booleans()),
         "dtype": draw(st.sampled_from(SCALE_DTYPES)),
@@ -75,6 +76,7 @@ def test_every_layout_equals_the_reference(number, case):
         bits=bits,
         zeros=zeros,
         offsets=None if shift is None else GroupNumbers(shift),
+        parts=case["parts"],
     )
     zero = per_column(zeros, columns) if isinstance(zeros, torch.Tensor) else float(zeros)
     dense = (codes.float() - zero) * per_column(scales, columns)
@@ -103,6 +105,26 @@ def test_small_integers_multiply_the_numbers_of_their_super_group(number, bits):
     x = torch.randn(5, 512, generator=generator)
     dense = (codes.float() - 3) * scale - offset
     held_against_reference(multiply(library, weight, x, 1), x, weight, dense)
+
+
+@pytest.mark.parametrize("number", EVERY_SET)
+@pytest.mark.parametrize("tokens", [1, 2, 5, 19])
+def test_two_parts_leave_fifteen_bits_of_an_input(number, tokens):
+    library = library_of(number)
+    generator = torch.Generator().manual_seed(tokens)
+    codes = small(generator, 0, 256, 40, 96)
+    scales = numbers(generator, 40, 3, dtype=torch.float32)
+    dense = (codes.float() - 128) * per_column(scales, 96)
+    x = torch.randn(tokens, 96, generator=generator)
+    one, two = (
+        multiply(library, pack_codes(codes, GroupNumbers(scales), bits=8, zeros=128, parts=n), x, 2)
+        for n in (1, 2)
+    )
+    exact = x.double() @ dense.double().T
+    largest = per_column(x.view(tokens, 3, 32).abs().amax(dim=2), 96)
+    half_units = (largest.double() / 127 / 254 / 2) @ dense.abs().double().T
+    assert ((two - exact).abs() <= 1.1 * half_units + 1e-5 * exact.abs()).all()
+    assert (two - exact).norm() < (one - exact).norm() / 50
 
 
 @pytest.mark.parametrize("number", EVERY_SET)

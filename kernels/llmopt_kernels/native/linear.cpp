@@ -45,12 +45,12 @@ constexpr size_t kAlignment = 64;
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 size_t value_bytes(const LinearWeight& w, int num_tokens) {
-  return aligned(size_t(num_tokens) * w.padded_in * (w.storage == kRows ? 2 : 1));
+  return aligned(size_t(num_tokens) * w.parts * w.padded_in * (w.storage == kRows ? 2 : 1));
 }
 
 size_t scale_bytes(const LinearWeight& w, int num_tokens) {
   if (w.storage == kRows) return 0;
-  return aligned(size_t(num_tokens) * (w.padded_in / w.step) * sizeof(float));
+  return aligned(size_t(num_tokens) * w.parts * (w.padded_in / w.step) * sizeof(float));
 }
 
 // Grows as calls need it; one for each thread that calls `llmopt_linear`.

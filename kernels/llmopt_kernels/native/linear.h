@@ -2,7 +2,8 @@
 //
 // Knows nothing of Python, torch or threads: a caller splits tokens and row blocks over its own
 // threads. The law: y[t, o] = sum_k x[t, k] * weight[o, k] + bias[o], where x is first rounded as
-// the storage asks for: to int8 in steps of `step` columns (one scale each), or to bfloat16.
+// the storage asks for: to one or two int8 (`parts`) in steps of `step` columns (one scale each), or
+// to bfloat16.
 //
 // Inside a parallel region:
 //     const LinearFunctions& run = linear_functions(set);
@@ -54,17 +55,18 @@ struct LinearWeight {
   int32_t in_features;       // K of x
   int32_t padded_in;         // columns of `data`; x counts as 0 beyond K
   int32_t out_features;      // O; rows of `data` beyond it are never written
+  int32_t parts;             // 1, or 2: a second int8 for what the first leaves of an input
 };
 
 inline int num_row_blocks(const LinearWeight& w) {
   return (w.out_features + kRowBlock - 1) / kRowBlock;
 }
 
-// The rounded inputs of T tokens.
+// The rounded inputs of T tokens; P = parts, those of a token side by side.
 struct Activations {
-  void* values;   // int8 [T][padded_in], or bfloat16 for kPairs
-  float* scales;  // [T][steps]
-  float* sums;    // [T][steps]: scale * sum of the step's integers
+  void* values;   // int8 [T][P][padded_in], or bfloat16 for kRows
+  float* scales;  // [T][P][steps]
+  float* sums;    // [T][P][steps]: scale * sum of the step's integers
 };
 
 size_t workspace_bytes(const LinearWeight& w, int num_tokens);

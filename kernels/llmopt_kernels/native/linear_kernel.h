@@ -109,12 +109,14 @@ inline void finish_rows(const LinearWeight& w, const Output& out, Floats sums, i
   for (int i = 0; i < count; i++) y[i] = lanes[i];
 }
 
-// The sums of a tile, [blocks][tokens][16].
+// The sums of a tile, [blocks][tokens * parts][16]; `first` and `count` number tokens * parts.
 __attribute__((noinline)) void finish(const LinearWeight& w, const Output& out, const float* sums,
-                                      int block, int num_blocks, int token, int num_tokens) {
+                                      int block, int num_blocks, int first, int count) {
   for (int r = 0; r < num_blocks; r++) {
-    for (int t = 0; t < num_tokens; t++, sums += kRowBlock) {
-      finish_rows(w, out, simd::load_float32(sums), (block + r) * kRowBlock, token + t);
+    for (int t = 0; t < count; t += w.parts, sums += w.parts * kRowBlock) {
+      Floats total = simd::load_float32(sums);
+      if (w.parts == 2) total = simd::add(total, simd::load_float32(sums + kRowBlock));
+      finish_rows(w, out, total, (block + r) * kRowBlock, (first + t) / w.parts);
     }
   }
 }
@@ -277,6 +279,7 @@ void multiply_plain_rows(const LinearWeight& w, const Activations& act, const Ou
 void multiply(const LinearWeight& w, const Activations& act, int num_tokens, void* y,
               int32_t y_type, int64_t y_stride, bool accumulate, int first, int last) {
   const Output out = {y, y_type, y_stride, accumulate};
+  num_tokens *= w.parts;  // to the tiles each part is a token; two of them never come apart
   if (w.storage == kRows) {
     multiply_plain_rows(w, act, out, num_tokens, first, last);
   } else if (w.storage == kCode8) {

@@ -38,6 +38,7 @@ _INTEGERS = (
     "in_features",
     "padded_in",
     "out_features",
+    "parts",
 )
 
 
@@ -77,6 +78,7 @@ def native_weight(
     shape: tuple[int, int],
     bias: torch.Tensor | None,
     order: torch.Tensor | None,
+    parts: int = 1,
 ) -> NativeWeight:
     """A weight of these arrays and integers of the struct. bias: [O]; order: [K]."""
     if bias is not None:
@@ -88,6 +90,7 @@ def native_weight(
         **{name: tensor.data_ptr() for name, tensor in tensors.items()},
         out_features=shape[0],
         in_features=shape[1],
+        parts=parts,
     )
     return NativeWeight(tensors, shape, struct)
 

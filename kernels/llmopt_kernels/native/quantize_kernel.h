@@ -11,6 +11,7 @@ using simd::Floats;
 using simd::Ints;
 
 constexpr int kLaneCount = 16;
+constexpr float kFiner = 254.0f;      // of the second part: half a unit is 127 of its units
 constexpr float kSmallest = 1e-30f;  // a step of smaller inputs counts as zeros
 
 struct Inputs {
@@ -42,10 +43,18 @@ inline Floats load_inputs(const Inputs& in, int column) {
   return simd::load_float32(lanes);
 }
 
-// One step: codes = round_half_even(x * (127 / largest)), scale = largest / 127. Inputs that are
-// not finite make the scale, and with it every output, not a number.
-inline void quantize_step(const Inputs& in, int column, int step, int8_t* codes, float* scale,
-                          float* scaled_sum) {
+// The integers of one part of a step, their scale, and scale * their sum.
+struct Rounded {
+  int8_t* codes;
+  float* scale;
+  float* scaled_sum;
+};
+
+// One step: codes = round_half_even(x * (127 / largest)), scale = largest / 127. With a second part,
+// what this leaves, at most half a unit, in units of 1 / 254. Inputs that are not finite make the
+// scale, and with it every output, not a number.
+inline void quantize_step(const Inputs& in, int column, int step, const Rounded& first,
+                          const Rounded* second) {
   Floats largest = simd::zero_floats(), poison = simd::zero_floats();
   for (int k = 0; k < step; k += kLaneCount) {
     const Floats x = load_inputs(in, column + k);
@@ -56,15 +65,25 @@ inline void quantize_step(const Inputs& in, int column, int step, int8_t* codes,
   if (magnitude < kSmallest) magnitude = 0.0f;
   const bool finite = !simd::has_nan(poison);
   const Floats factor = simd::broadcast(magnitude > 0.0f && finite ? 127.0f / magnitude : 0.0f);
-  Ints total = simd::zero_ints();
+  const Floats one = simd::broadcast(1.0f), finer = simd::broadcast(kFiner);
+  Ints total = simd::zero_ints(), total_second = simd::zero_ints();
   for (int k = 0; k < step; k += kLaneCount) {
     const Floats x = finite ? load_inputs(in, column + k) : simd::zero_floats();
-    const Ints rounded = simd::to_ints(simd::multiply(x, factor));
+    const Floats scaled = simd::multiply(x, factor);
+    const Ints rounded = simd::to_ints(scaled);
     total = simd::add(total, rounded);
-    simd::store_int8(codes + k, rounded);
+    simd::store_int8(first.codes + k, rounded);
+    if (second == nullptr) continue;
+    const Floats left = simd::negative_multiply_add(simd::to_floats(rounded), one, scaled);
+    const Ints rounded_left = simd::to_ints(simd::multiply(left, finer));
+    total_second = simd::add(total_second, rounded_left);
+    simd::store_int8(second->codes + k, rounded_left);
   }
-  *scale = finite ? magnitude / 127.0f : __builtin_nanf("");
-  *scaled_sum = *scale * float(simd::sum(total));
+  *first.scale = finite ? magnitude / 127.0f : __builtin_nanf("");
+  *first.scaled_sum = *first.scale * float(simd::sum(total));
+  if (second == nullptr) return;
+  *second->scale = *first.scale / kFiner;
+  *second->scaled_sum = *second->scale * float(simd::sum(total_second));
 }
 
 void prepare(const LinearWeight& w, const Activations& act, const void* x, int32_t x_type,
@@ -81,10 +100,14 @@ void prepare(const LinearWeight& w, const Activations& act, const void* x, int32
       }
       continue;
     }
-    int8_t* codes = static_cast<int8_t*>(act.values) + size_t(t) * w.padded_in;
+    const size_t row = size_t(t) * w.parts;
+    int8_t* codes = static_cast<int8_t*>(act.values) + row * w.padded_in;
     for (int s = 0; s < steps; s++) {
-      const size_t at = size_t(t) * steps + s;
-      quantize_step(in, s * w.step, w.step, codes + s * w.step, act.scales + at, act.sums + at);
+      const size_t at = row * steps + s;
+      int8_t* place = codes + s * w.step;
+      const Rounded first = {place, act.scales + at, act.sums + at};
+      const Rounded second = {place + w.padded_in, act.scales + at + steps, act.sums + at + steps};
+      quantize_step(in, s * w.step, w.step, first, w.parts == 2 ? &second : nullptr);
     }
   }
 }

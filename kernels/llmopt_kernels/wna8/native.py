@@ -65,12 +65,14 @@ def pack_codes(
     table: torch.Tensor | None = None,
     order: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
+    parts: int = 1,
 ) -> NativeWeight:
     """Lay out (level(code) - zero) * scale + offset.
 
     codes: uint8 [O, K] below 2^bits, bits 4 or 8; zeros: uint8 [O, G] or one number; table: [16],
     the signed levels of 4-bit codes within -128 .. 127, whole numbers; order: [K], the column of
-    x that each column of codes takes; bias: [O]. Groups as `can_pack_groups` says.
+    x that each column of codes takes; bias: [O]; parts: int8 numbers for each input, 1 or 2.
+    Groups as `can_pack_groups` says.
     """
     rows, columns = codes.shape
     group_size = columns // scales.values.shape[1]
@@ -105,7 +107,7 @@ def pack_codes(
         "step": step,
         "padded_in": padded_in,
     }
-    return native_weight(tensors, numbers, (rows, columns), bias, order)
+    return native_weight(tensors, numbers, (rows, columns), bias, order, parts)
 
 
 def _pack_bytes(codes: torch.Tensor, bits: int) -> torch.Tensor:

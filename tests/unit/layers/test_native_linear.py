@@ -13,8 +13,8 @@ from llmopt.layers.native_codes import native_codes, whole_levels
 from llmopt.layers.native_linear import (
     MAX_ROW_TOKENS,
     NativeLinear,
+    input_parts,
     library_for,
-    rounds_to_int8,
 )
 from llmopt_kernels.wna8.reference import wna8_reference
 
@@ -217,11 +217,11 @@ def test_float32_and_odd_rows_are_torch_s():
 
 
 @pytest.mark.parametrize(
-    ("weight", "rounds"),
-    [(QuantSpec(4, 32), True), (QuantSpec(8, 32), False), (QuantSpec(8, None), False)],
+    ("weight", "parts"), [(QuantSpec(4, 32), 1), (QuantSpec(8, 32), 2), (QuantSpec(8, None), 2)]
 )
-def test_inputs_of_8_bit_weights_are_rounded_only_on_demand(weight, rounds):
+def test_inputs_of_8_bit_weights_keep_more_bits(weight, parts):
     stored = [uniform(32, 64, weight)]
-    assert rounds_to_int8("auto", stored) == rounds
-    assert rounds_to_int8("int8", stored)
-    assert not rounds_to_int8("bf16", stored)
+    assert input_parts("auto", stored) == parts
+    assert input_parts("int8", stored) == 1
+    assert input_parts("int16", stored) == 2
+    assert input_parts("bf16", stored) is None

@@ -206,7 +206,7 @@ def test_counts_that_were_assumed_or_do_not_add_up_are_found(make):
     assert failed([with_first(run, token_counts=(1, 1, 2))]) == {"token-counts"}
 
 
-def test_a_slow_start_is_found_if_half_of_the_runs_have_it(make):
+def slow_start(make: Any) -> Any:
     slow = with_first(
         good_run(make), sent_s=0.0, scheduled_s=0.0, first_token_s=7.0, last_token_s=8.5
     )
@@ -215,10 +215,20 @@ def test_a_slow_start_is_found_if_half_of_the_runs_have_it(make):
         requests=(replace(slow.requests[0], token_times_s=(7.0, 7.7, 8.5)), *slow.requests[1:]),
     )
     stats = slow.step_stats | {"client_mean_in_flight": 6 * 2.31 / 4}
-    slow = replace(slow, step_stats=stats)
+    return replace(slow, step_stats=stats)
+
+
+def test_a_slow_start_is_found_if_half_of_the_runs_have_it(make):
+    slow = slow_start(make)
     assert "first-request" in failed([slow, good_run(make)])
     assert "first-request" not in failed([slow, good_run(make), good_run(make)])
     assert "8.75" in detail([slow], "first-request")  # 7 s against 0.8 s
+
+
+@pytest.mark.parametrize(("of_first", "valid"), [(0, True), (64, False)])
+def test_a_first_request_may_compute_what_the_others_find_in_the_cache(make, of_first, valid):
+    run = with_first(with_all(slow_start(make), num_cached_tokens=64), num_cached_tokens=of_first)
+    assert verdicts([run])["first-request"] is valid
 
 
 def test_a_warm_cache_that_was_declared_cold_is_found(make):

@@ -25,7 +25,8 @@ LAYERS = [
 LEVEL = {package: level for level, row in enumerate(LAYERS) for package in row}
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 60
-SOURCES = sorted([*ROOT.glob("llmopt/**/*.py"), *ROOT.glob("kernels/llmopt_kernels/**/*.py")])
+FOLDERS = ("llmopt", "kernels/llmopt_kernels", "kernels/bench")
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("**/*.py"))
 
 
 def package_of(module: str) -> str | None:

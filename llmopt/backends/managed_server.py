@@ -24,6 +24,7 @@ import psutil
 from llmopt.backends import server_guard
 from llmopt.backends.profiles.launch import LaunchCommand
 from llmopt.backends.server_guard import TAG_VARIABLE, end_all
+from llmopt.environment.process import plain_text
 from llmopt.errors import BackendError
 
 HOST = "127.0.0.1"
@@ -34,7 +35,6 @@ OnWait = Callable[[float, str], None]  # seconds so far, and the log's last line
 _POLL_S = 0.2
 _TAIL_BYTES = 1 << 16
 _TAIL_CHARACTERS = 1000
-_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 class ManagedServer:
@@ -201,7 +201,7 @@ def log_tail(log: Path, num_lines: int = TAIL_LINES) -> str:
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
-    lines = [_ESCAPE.sub("", line).strip() for line in re.split(r"[\r\n]+", text)]
+    lines = [plain_text(line) for line in re.split(r"[\r\n]+", text)]
     kept = [line for line in lines if line and not line.startswith("--- ")]
     return " | ".join(kept[-num_lines:])[-_TAIL_CHARACTERS:]
 

@@ -8,26 +8,13 @@ and the FLOPs of its linear layers, its attention and its lm_head, the slower on
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from llmopt.bench.timeline import last_seen_s
 from llmopt.results.attribution import Attribution, PartName, StepGroup, TimePart, step_groups
 from llmopt.results.schema import Ceilings, CellResult, CostModel, RunRecord
 
-PARTS: tuple[PartName, ...] = (
-    "weights",
-    "matmul",
-    "kv",
-    "attention",
-    "lm_head",
-    "operators",
-    "sampling",
-    "drafting",
-    "scheduling",
-    "update",
-    "client",
-    "idle",
-    "unattributed",
-)
+PARTS: tuple[PartName, ...] = get_args(PartName)
 _STAGES: Mapping[str, PartName] = {
     "draft_s": "drafting",
     "schedule_s": "scheduling",

@@ -20,7 +20,7 @@ def read_documents(path: Path) -> list[Document]:
         raise ResultError(f"{path} cannot be read ({error})", "Check the path.") from None
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = _lines(path, text)
     objects = value if isinstance(value, list) else [value]
     if not objects or not all(isinstance(item, dict) for item in objects):
@@ -31,7 +31,7 @@ def read_documents(path: Path) -> list[Document]:
 def _lines(path: Path, text: str) -> list[Any]:
     try:
         return [json.loads(line) for line in text.splitlines() if line.strip()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ResultError(
             f"{path} is not a whole JSON file ({error})", "It may have been cut off."
         ) from None

@@ -6,46 +6,16 @@ that the samples cannot support is None, never a narrow guess. All intervals are
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from itertools import combinations, permutations
 from statistics import NormalDist, fmean, median, stdev
 
+from llmopt.quality.student import upper_quantile
 from llmopt.results.schema import Interval
 
 CONFIDENCE = 0.95
 MIN_RUNS = 3  # fewer runs say nothing about the spread between runs that one could rely on
 MIN_TREND = 5  # fewer values have no trend with p < 0.05: 2 / 4! is 0.083
 _EXACT_TREND = 7  # up to so many values all orders are counted
-_EXACT_DEGREES = 100  # above, the Cornish-Fisher expansion is right to six digits
-
-
-@cache
-def student_t(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t distribution."""
-    assert degrees >= 1, "a spread needs two values"
-    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    if degrees > _EXACT_DEGREES:
-        return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-    low, high = z, 13.0  # 12.7 for one degree of freedom
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (
-            (middle, high) if _student_within(middle, degrees) < CONFIDENCE else (low, middle)
-        )
-    return high
-
-
-def _student_within(t: float, degrees: int) -> float:
-    """P(|T| <= t), by the finite series of Abramowitz & Stegun, 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(degrees))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    is_odd = degrees % 2
-    term = cosine if is_odd else 1.0
-    total = 0.0
-    for k in range(2 + is_odd, degrees + 1, 2):
-        total += term
-        term *= cosine**2 * (k - 1) / k
-    return 2 / math.pi * (angle + sine * total) if is_odd else sine * total
 
 
 def runs_interval(values: Sequence[float]) -> Interval | None:
@@ -58,7 +28,7 @@ def runs_interval(values: Sequence[float]) -> Interval | None:
 
 def half_width(values: Sequence[float]) -> float:
     """Half the width of the interval of the mean of at least two values."""
-    return student_t(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return _quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
 
 
 def relative_half_width(values: Sequence[float]) -> float:
@@ -81,11 +51,11 @@ def runs_needed(values: Sequence[float], relative: float) -> int | None:
         return None
     spread = stdev(values) / abs(fmean(values)) / relative
     low, high = MIN_RUNS - 1, MIN_RUNS
-    while student_t(high - 1) * spread > math.sqrt(high):
+    while _quantile(high - 1) * spread > math.sqrt(high):
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        settled = student_t(middle - 1) * spread <= math.sqrt(middle)
+        settled = _quantile(middle - 1) * spread <= math.sqrt(middle)
         low, high = (low, middle) if settled else (middle, high)
     return high
 
@@ -123,6 +93,11 @@ def trend(values: Sequence[float]) -> tuple[float, float]:
     variance = size * (size - 1) * (2 * size + 5) / 18
     z = max(0, abs(score) - 1) / math.sqrt(variance)
     return slope, 2 * (1 - NormalDist().cdf(z))
+
+
+def _quantile(degrees: int) -> float:
+    """How many standard errors an interval reaches to each side."""
+    return upper_quantile((1 - CONFIDENCE) / 2, degrees)
 
 
 def _concordance(values: Sequence[float]) -> int:

@@ -25,6 +25,7 @@ class _Outputs:
 
 
 def gate(
+    context: typer.Context,
     new: Annotated[
         Path | None, typer.Argument(help="The new result files: one, or a directory of them.")
     ] = None,
@@ -112,6 +113,8 @@ def gate(
     from llmopt.report.gate.rules import load_rules
 
     _check_options(new, baseline, run, against, aa)
+    if run is None:
+        _refuse_measuring(context)
     if aa is not None and any((noise, relative_to, junit, markdown, history)):
         raise UsageError(
             "--aa learns noise and gives no verdict on a change",
@@ -155,6 +158,19 @@ def _check_options(
         raise UsageError(
             "NEW and --baseline belong together", "Give both, or --run RECIPE --against REVISION."
         )
+
+
+def _refuse_measuring(context: typer.Context) -> None:
+    """Results are judged as they are: an option of measuring would be ignored."""
+    from llmopt.errors import UsageError
+
+    for name in ("repeats", "out", "device"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(
+                f"--{name} is about measuring, and results were named",
+                "Leave it out, or give --run RECIPE.",
+            )
 
 
 def _measure(

@@ -64,12 +64,13 @@ def _lines(process: "subprocess.Popen[bytes]", record: BinaryIO) -> Iterator[str
         record.write(chunk)
         record.flush()
         *complete, rest = re.split(r"[\r\n]+", rest + decoder.decode(chunk))
-        yield from filter(None, map(_plain, complete))
-    if last := _plain(rest + decoder.decode(b"", final=True)):
+        yield from filter(None, map(plain_text, complete))
+    if last := plain_text(rest + decoder.decode(b"", final=True)):
         yield last
 
 
-def _plain(line: str) -> str:
+def plain_text(line: str) -> str:
+    """A line of a program's output without control characters."""
     return _ESCAPE.sub("", line).strip()
 
 

@@ -78,13 +78,14 @@ def stack_coded(weights: Sequence[CodedWeight]) -> CodedWeight | None:
     )
 
 
+def is_same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    """Whether two tensors are equal, or both are absent."""
+    return a is b if a is None or b is None else torch.equal(a, b)
+
+
 def _alike(a: CodedWeight, b: CodedWeight) -> bool:
     """Whether two weights differ in their values only; the label stands for constant zeros."""
-    same_tensors = all(
-        (x is None) == (y is None) and (x is None or y is None or torch.equal(x, y))
-        for x, y in ((a.table, b.table), (a.order, b.order))
-    )
-    return same_tensors and _form(a) == _form(b)
+    return is_same(a.table, b.table) and is_same(a.order, b.order) and _form(a) == _form(b)
 
 
 def _form(weight: CodedWeight) -> tuple[object, ...]:

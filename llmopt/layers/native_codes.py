@@ -12,7 +12,7 @@ import torch
 
 from llmopt.formats.gguf_blocks import GgufWeight
 from llmopt.formats.quantized import StoredWeight
-from llmopt.layers.codes import CodedWeight, coded_weight
+from llmopt.layers.codes import CodedWeight, coded_weight, is_same
 from llmopt_kernels.wna8.native import GroupNumbers, can_pack_groups
 
 _LARGEST_LEVEL = 127.0
@@ -117,11 +117,7 @@ def _stack_numbers(numbers: Sequence[GroupNumbers]) -> GroupNumbers:
 
 def _alike(a: NativeCodes, b: NativeCodes) -> bool:
     """Whether two weights differ in their values only; the label stands for constant zeros."""
-    same_tensors = all(
-        (x is None) == (y is None) and (x is None or y is None or torch.equal(x, y))
-        for x, y in ((a.table, b.table), (a.order, b.order))
-    )
-    return same_tensors and _form(a) == _form(b)
+    return is_same(a.table, b.table) and is_same(a.order, b.order) and _form(a) == _form(b)
 
 
 def _form(weight: NativeCodes) -> tuple[object, ...]:

@@ -13,8 +13,9 @@ at 0.35, about 91.5 % at 0.5.
 import math
 from dataclasses import dataclass
 
-from llmopt.quality.bootstrap import FloatArray, student_quantile
+from llmopt.quality.bootstrap import FloatArray
 from llmopt.quality.options import QualityOptions
+from llmopt.quality.student import upper_quantile
 
 MIN_WINDOWS = 16  # fewer say too little about their own spread
 
@@ -40,7 +41,7 @@ class PrecisionGoal:
         ratio = float(numerators.sum()) / total
         residuals = numerators - ratio * denominators
         spread = math.sqrt(float((residuals**2).sum()) * num_windows / (num_windows - 1))
-        quantile = student_quantile((1 + self.confidence) / 2, num_windows - 1)
+        quantile = upper_quantile((1 - self.confidence) / 2, num_windows - 1)
         return quantile * spread / total <= self.relative_half_width * abs(ratio)
 
 

@@ -42,7 +42,7 @@ def _read_other(path: Path, error: ResultError, sources: Sources) -> None:
     """Read a file that is no result of llmopt bench; if it is of nobody, keep the first error."""
     try:
         documents = read_documents(path)
-    except (ResultError, RecursionError):
+    except ResultError:
         sources.errors.append(error)
         return
     try:

@@ -45,11 +45,19 @@ def calls(tmp_path: Path) -> list[str]:
 
 
 def test_each_source_is_compiled_once_for_its_instruction_set(tmp_path, sources, compiler):
-    made = build_library(tmp_path / "cache", str(compiler), sources)
+    said: list[str] = []
+
+    def build() -> Path:
+        return build_library(
+            tmp_path / "cache", str(compiler), sources, lambda: said.append("compiling")
+        )
+
+    made = build()
     assert made.read_text().startswith("-shared")
     assert len(calls(tmp_path)) == 3
-    assert build_library(tmp_path / "cache", str(compiler), sources) == made
+    assert build() == made
     assert len(calls(tmp_path)) == 3
+    assert said == ["compiling"]
     leftovers = {path.name for path in made.parent.iterdir()} - {made.name, "lock"}
     assert leftovers == set()
 

@@ -20,7 +20,7 @@ CHUNKS = ((50, 30), (33, 0))
 MIXED = ((1, 40), (1, 0), (38, 20), (4, 30))
 
 
-def check(case: Case, device: torch.device, *, tuned: bool = False) -> None:
+def assert_matches_definition(case: Case, device: torch.device, *, tuned: bool = False) -> None:
     call = make_call(case, device)
     out = paged_attention_triton(
         call.query,
@@ -42,7 +42,7 @@ def check(case: Case, device: torch.device, *, tuned: bool = False) -> None:
 @pytest.mark.parametrize("lens", [DECODE, VERIFY, CHUNKS, ((20, 0), (1, 3), (70, 0))], ids=str)
 @pytest.mark.parametrize("features", [{}, {"form": "int8", "max_window": 24, "num_sinks": 2}])
 def test_batches(device, lens, features):
-    check(Case(lens=lens, num_heads=2, num_kv_heads=1, **features), device)
+    assert_matches_definition(Case(lens=lens, num_heads=2, num_kv_heads=1, **features), device)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_batches(device, lens, features):
     ids=str,
 )
 def test_features(device, features):
-    check(Case(lens=MIXED, **features), device)
+    assert_matches_definition(Case(lens=MIXED, **features), device)
 
 
 @pytest.mark.parametrize("num_splits", [1, 2, 5])
@@ -69,13 +69,13 @@ def test_splits_of_the_keys(device, num_splits, features):
     """Contexts from none to more than there are splits of the shortest length."""
     lens = ((1, 700), (3, 0), (2, 200), (40, 500))
     case = Case(lens=lens, num_splits=num_splits, num_kv_heads=1, num_heads=2, **features)
-    check(replace(case, block_n=64), device)
+    assert_matches_definition(replace(case, block_n=64), device)
 
 
 @pytest.mark.parametrize("group", [1, 3, 4, 7])
 def test_query_heads_that_share_a_key(device, group):
     lens = ((1, 18), (4, 9), (66 // group, 20))
-    check(Case(lens=lens, num_heads=2 * group, num_kv_heads=2), device)
+    assert_matches_definition(Case(lens=lens, num_heads=2 * group, num_kv_heads=2), device)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_query_heads_that_share_a_key(device, group):
 def test_head_dims(device, head_dim, dtype):
     lens = ((1, 30), (36, 20))
     case = Case(lens=lens, head_dim=head_dim, dtype=dtype, num_heads=2, num_kv_heads=1)
-    check(case, device, tuned=True)
-    check(replace(case, form="int8"), device)
+    assert_matches_definition(case, device, tuned=True)
+    assert_matches_definition(replace(case, form="int8"), device)
 
 
 @pytest.mark.parametrize(
@@ -99,20 +99,20 @@ def test_head_dims(device, head_dim, dtype):
 )
 def test_block_sizes(device, block_size, block_n):
     case = Case(lens=MIXED, block_size=block_size, block_n=block_n, window=45)
-    check(replace(case, num_heads=2, num_kv_heads=1), device)
+    assert_matches_definition(replace(case, num_heads=2, num_kv_heads=1), device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("form", ["plain", "fp8", "int8"])
 def test_half_precision(device, dtype, form):
     case = Case(lens=MIXED, dtype=dtype, form=form, head_dim=32, num_splits=2)
-    check(replace(case, num_heads=2, num_kv_heads=1), device)
+    assert_matches_definition(replace(case, num_heads=2, num_kv_heads=1), device)
 
 
 @pytest.mark.parametrize("features", [{}, {"window": 12}, {"soft_cap": 2.0}, {"num_splits": 2}])
 def test_without_a_cache(device, features):
     case = Case(lens=((5, 0), (70, 0), (1, 0)), form=None, num_heads=3, num_kv_heads=1)
-    check(replace(case, **features), device)
+    assert_matches_definition(replace(case, **features), device)
 
 
 @settings(max_examples=8, deadline=None)
@@ -147,7 +147,7 @@ def test_everything_combined(
         num_splits=num_splits,
         seed=seed,
     )
-    check(case, device)
+    assert_matches_definition(case, device)
 
 
 def test_blocks_outside_the_window_are_not_read(device):
@@ -262,4 +262,4 @@ def test_real_shapes(device, dtype, form, lens, window):
         block_size=16,
         window=window,
     )
-    check(case, device, tuned=True)
+    assert_matches_definition(case, device, tuned=True)

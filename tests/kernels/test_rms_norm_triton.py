@@ -28,7 +28,7 @@ def exact(x, weight, eps):
     return wide * scale * weight.double()
 
 
-def check(shape, dtype, weight_dtype, device):
+def assert_matches_definition(shape, dtype, weight_dtype, device):
     x = make(shape, dtype, device)
     weight = make(shape[-1:], weight_dtype, device, seed=1)
     assert_close(fast.rms_norm_triton(x, weight, 1e-5), exact(x, weight, 1e-5))
@@ -37,18 +37,18 @@ def check(shape, dtype, weight_dtype, device):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rms_norm(shape, dtype, device):
-    check(shape, dtype, dtype, device)
+    assert_matches_definition(shape, dtype, dtype, device)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", REAL_SHAPES)
 def test_rms_norm_at_real_shapes(shape, dtype, device):
-    check(shape, dtype, dtype, device)
+    assert_matches_definition(shape, dtype, dtype, device)
 
 
 def test_a_gain_may_have_more_precision_than_its_input(device):
-    check((3, 65), torch.bfloat16, torch.float32, device)
+    assert_matches_definition((3, 65), torch.bfloat16, torch.float32, device)
 
 
 def test_eps_counts(device):

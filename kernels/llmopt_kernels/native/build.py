@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -44,8 +44,16 @@ def find_compiler(environment: Mapping[str, str] = os.environ) -> str:
     raise BuildError(f"no C++ compiler is installed ({', '.join(COMPILERS)})")
 
 
-def build_library(directory: Path, compiler: str, sources: Path = SOURCES) -> Path:
-    """The shared library, compiled into `directory` unless it is there. Raises BuildError."""
+def build_library(
+    directory: Path,
+    compiler: str,
+    sources: Path = SOURCES,
+    on_compile: Callable[[], None] = lambda: None,
+) -> Path:
+    """The shared library, compiled into `directory` unless it is there. Raises BuildError.
+
+    `on_compile` is called before something is compiled, or waited for while another process does.
+    """
     if sys.platform != "linux":
         raise BuildError(f"the C++ kernels are for Linux, and this is {sys.platform}")
     key = _content_hash(compiler, sources)
@@ -54,6 +62,7 @@ def build_library(directory: Path, compiler: str, sources: Path = SOURCES) -> Pa
         return library
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
+        on_compile()
         with _locked(library.parent / "lock"):
             if not library.exists():  # another process may have been faster
                 _compile(compiler, sources, library)

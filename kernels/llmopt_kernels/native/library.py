@@ -46,7 +46,8 @@ def native_library(directory: Path) -> NativeLibrary | None:
 @cache
 def _load(directory: Path) -> NativeLibrary | None:
     try:
-        handle = ctypes.CDLL(str(build_library(directory, find_compiler())))
+        library = build_library(directory, find_compiler(), on_compile=_say_compiling)
+        handle = ctypes.CDLL(str(library))
     except (BuildError, OSError) as error:
         print(
             f"llmopt: no compiled CPU kernels, torch's are used: {error}. Install g++ or set CXX "
@@ -57,3 +58,7 @@ def _load(directory: Path) -> NativeLibrary | None:
     best = handle.llmopt_best_instruction_set
     best.restype = ctypes.c_int32
     return NativeLibrary(handle, best())
+
+
+def _say_compiling() -> None:
+    print("llmopt: compiling the CPU kernels, once: this can take a minute", file=sys.stderr)

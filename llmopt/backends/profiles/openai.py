@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from llmopt.backends.http_request import openai_request
 from llmopt.backends.profiles.answers import is_ok, openai_models, text_at
+from llmopt.backends.profiles.extensions import COUNTING
 from llmopt.backends.profiles.profile import (
     CompletionRequest,
     Question,
@@ -15,11 +16,9 @@ from llmopt.backends.profiles.profile import (
     StreamRequest,
 )
 
-_COUNTING = {"include_usage": True, "continuous_usage_stats": True}
-
 
 def _extended(request: CompletionRequest) -> StreamRequest:
-    extensions: dict[str, object] = {"stream_options": _COUNTING}
+    extensions: dict[str, object] = {"stream_options": COUNTING}
     if request.params.ignore_eos:
         extensions["ignore_eos"] = True
     return openai_request(request, extensions)

@@ -1,43 +1,22 @@
 """SGLang: `python -m sglang.launch_server`, an OpenAI-compatible server."""
 
-from llmopt.backends.http_request import openai_request
 from llmopt.backends.profiles.answers import (
-    count_at,
     is_ok,
     listed_length,
     openai_models,
     text_at,
 )
+from llmopt.backends.profiles.extensions import count_tokens, extended_completion
 from llmopt.backends.profiles.launch import LaunchCommand, LaunchRequest
 from llmopt.backends.profiles.profile import (
     CacheReset,
-    CompletionRequest,
     MetricsPage,
     Question,
     ServerProfile,
-    StreamRequest,
 )
 
-_COUNTING = {"include_usage": True, "continuous_usage_stats": True}
 # Formats that are not found out from the checkpoint's own config.
 _LOAD_FORMATS = {"gguf": "gguf", "bitsandbytes": "bitsandbytes"}
-
-
-def _completion(request: CompletionRequest) -> StreamRequest:
-    extensions: dict[str, object] = {
-        "stream_options": _COUNTING,
-        "ignore_eos": request.params.ignore_eos,
-        "repetition_penalty": 1.0,
-    }
-    if request.params.temperature > 0:
-        extensions |= {"top_p": 1.0, "top_k": -1, "min_p": 0.0}
-    if request.cache_salt is not None:
-        extensions["cache_salt"] = request.cache_salt
-    return openai_request(request, extensions)
-
-
-def _count_tokens(model: str, text: str) -> Question[int]:
-    return Question("/tokenize", count_at("count"), {"model": model, "prompt": text})
 
 
 def _launch(request: LaunchRequest) -> LaunchCommand:
@@ -74,13 +53,13 @@ SGLANG = ServerProfile(
     takes_token_ids=True,
     ignores_eos=True,
     salts_cache=True,
-    completion=_completion,
+    completion=extended_completion,
     health="/health",  # it generates one token, and is 503 until it can
     is_ready=is_ok,
     models=openai_models(),
     version=Question("/server_info", text_at("version")),
     context_length=listed_length,
-    count_tokens=_count_tokens,
+    count_tokens=count_tokens,
     cache_reset=CacheReset("/flush_cache?timeout=30", is_ok),  # 400 while requests are running
     metrics=MetricsPage(
         "/metrics",

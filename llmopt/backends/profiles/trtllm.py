@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llmopt.backends.http_request import openai_request
 from llmopt.backends.profiles.answers import count_at, is_ok, openai_models, text_at
+from llmopt.backends.profiles.extensions import COUNTING
 from llmopt.backends.profiles.launch import ContainerSteps, LaunchCommand, LaunchRequest
 from llmopt.backends.profiles.profile import (
     CompletionRequest,
@@ -19,13 +20,12 @@ from llmopt.backends.profiles.profile import (
 )
 
 IMAGE = "nvcr.io/nvidia/tensorrt-llm/release:1.2.1"
-_COUNTING = {"include_usage": True, "continuous_usage_stats": True}
 _MIN_BATCHED_TOKENS = 8192
 
 
 def _completion(request: CompletionRequest) -> StreamRequest:
     extensions: dict[str, object] = {
-        "stream_options": _COUNTING,
+        "stream_options": COUNTING,
         "ignore_eos": request.params.ignore_eos,
     }
     return openai_request(request, extensions)

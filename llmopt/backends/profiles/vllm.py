@@ -1,44 +1,22 @@
 """vLLM: `vllm serve`, an OpenAI-compatible server."""
 
-from llmopt.backends.http_request import openai_request
 from llmopt.backends.profiles.answers import (
-    count_at,
     field_of,
     is_ok,
     listed_length,
     openai_models,
     text_at,
 )
+from llmopt.backends.profiles.extensions import count_tokens, extended_completion
 from llmopt.backends.profiles.launch import LaunchCommand, LaunchRequest
 from llmopt.backends.profiles.profile import (
     CacheReset,
-    CompletionRequest,
     MetricsPage,
     Question,
     ServerProfile,
-    StreamRequest,
 )
 
 _CPU_CACHE_BYTES = 4 << 30  # where it is not known what is needed
-_COUNTING = {"include_usage": True, "continuous_usage_stats": True}
-
-
-def _completion(request: CompletionRequest) -> StreamRequest:
-    # generation_config.json of the checkpoint would decide what is not said here
-    extensions: dict[str, object] = {
-        "stream_options": _COUNTING,
-        "ignore_eos": request.params.ignore_eos,
-        "repetition_penalty": 1.0,
-    }
-    if request.params.temperature > 0:
-        extensions |= {"top_p": 1.0, "top_k": -1, "min_p": 0.0}
-    if request.cache_salt is not None:
-        extensions["cache_salt"] = request.cache_salt
-    return openai_request(request, extensions)
-
-
-def _count_tokens(model: str, text: str) -> Question[int]:
-    return Question("/tokenize", count_at("count"), {"model": model, "prompt": text})
 
 
 def _is_reset(status: int, body: str) -> bool:
@@ -79,13 +57,13 @@ VLLM = ServerProfile(
     takes_token_ids=True,
     ignores_eos=True,
     salts_cache=True,
-    completion=_completion,
+    completion=extended_completion,
     health="/health",
     is_ready=is_ok,
     models=openai_models(),
     version=Question("/version", text_at("version")),
     context_length=listed_length,
-    count_tokens=_count_tokens,
+    count_tokens=count_tokens,
     # 200 with success: false while requests hold blocks
     cache_reset=CacheReset("/reset_prefix_cache", _is_reset),
     metrics=MetricsPage(

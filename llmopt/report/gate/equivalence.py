@@ -22,7 +22,7 @@ from statistics import NormalDist, fmean, stdev
 import numpy as np
 from numpy.typing import NDArray
 
-from llmopt.report.gate.student import upper_quantile, upper_tail
+from llmopt.quality.student import upper_quantile, upper_tail
 from llmopt.results.schema import Interval
 
 ALPHA = 0.05

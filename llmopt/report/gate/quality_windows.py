@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmopt.quality.bootstrap import ratio_interval
+from llmopt.quality.student import upper_quantile, upper_tail
 from llmopt.report.gate.equivalence import (
     ALPHA,
     Change,
@@ -22,7 +23,6 @@ from llmopt.report.gate.equivalence import (
 )
 from llmopt.report.gate.matching import CellPair
 from llmopt.report.gate.metrics import NO_BASELINE, Metric
-from llmopt.report.gate.student import upper_quantile, upper_tail
 from llmopt.results.schema import Interval, QualityRecord
 
 FloatArray = NDArray[np.float64]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmopt.report.measures import MEASURES
-from llmopt.report.plots.style import dashes, look, new_figure
+from llmopt.report.plots.style import draw_line, new_figure
 from llmopt.report.rows import Row, machine, make_rows
 from llmopt.results.schema import CellResult
 
@@ -108,19 +108,5 @@ def _draw(
     known = [(x, each) for x, each in found if each is not None]
     if not known:
         return
-    ends = [each.interval or (each.value, each.value) for _, each in known]
-    axes.errorbar(
-        [x for x, _ in known],
-        [each.value for _, each in known],
-        yerr=[
-            [max(each.value - low, 0) for (_, each), (low, _) in zip(known, ends, strict=True)],
-            [max(high - each.value, 0) for (_, each), (_, high) in zip(known, ends, strict=True)],
-        ],
-        **look(index),
-        linestyle=dashes(index),
-        linewidth=1.2,
-        markersize=5.5,
-        elinewidth=0.8,
-        capsize=2,
-        label=title,
-    )
+    points = [(x, each.value, each.interval) for x, each in known]
+    draw_line(axes, points, index, title)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmopt.report.measures import MEASURES
-from llmopt.report.plots.style import dashes, look, new_figure
+from llmopt.report.plots.style import draw_line, new_figure
 from llmopt.report.report import Report
 from llmopt.report.rows import Row
 
@@ -80,22 +80,8 @@ def _draw(axes: Any, series: _Series, name: str, targets: Sequence[str]) -> None
         if not known:
             continue
         dodge = 2 ** (_DODGE * (index - len(targets) / 2)) if is_closed else 1.0
-        ends = [each.interval or (each.value, each.value) for _, each in known]
-        axes.errorbar(
-            [x * dodge for x, _ in known],
-            [each.value for _, each in known],
-            yerr=[
-                [max(e.value - low, 0) for (_, e), (low, _) in zip(known, ends, strict=True)],
-                [max(high - e.value, 0) for (_, e), (_, high) in zip(known, ends, strict=True)],
-            ],
-            **look(index),
-            linestyle=dashes(index),
-            linewidth=1.3,
-            markersize=5.5,
-            elinewidth=0.8,
-            capsize=2,
-            label=target,
-        )
+        points_seen = [(x * dodge, each.value, each.interval) for x, each in known]
+        draw_line(axes, points_seen, index, target)
     values = sorted({x for points in series.values() for x, _ in points})
     if is_closed:
         axes.set_xscale("log", base=2)

@@ -7,6 +7,7 @@ gives the same bytes.
 
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,31 @@ def look(index: int) -> dict[str, str]:
 def dashes(index: int) -> Any:
     """Return the line style that goes with look number `index`."""
     return DASHES[(index + index // len(COLORS)) % len(DASHES)]
+
+
+def draw_line(
+    axes: Any,
+    points: Sequence[tuple[float, float, tuple[float, float] | None]],
+    index: int,
+    label: str,
+) -> None:
+    """A line through points (x, y, interval of y) in look number `index`; bars are intervals."""
+    ends = [interval or (y, y) for _, y, interval in points]
+    axes.errorbar(
+        [x for x, _, _ in points],
+        [y for _, y, _ in points],
+        yerr=[
+            [max(y - low, 0) for (_, y, _), (low, _) in zip(points, ends, strict=True)],
+            [max(high - y, 0) for (_, y, _), (_, high) in zip(points, ends, strict=True)],
+        ],
+        **look(index),
+        linestyle=dashes(index),
+        linewidth=1.3,
+        markersize=5.5,
+        elinewidth=0.8,
+        capsize=2,
+        label=label,
+    )
 
 
 def new_figure(

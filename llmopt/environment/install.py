@@ -41,6 +41,13 @@ folder = pathlib.Path(sysconfig.get_path("purelib"), f"{name}-{version}.dist-inf
 folder.mkdir(exist_ok=True)
 (folder / "METADATA").write_text(f"Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
 """
+# The import is what lets some packages finish: they link their shared libraries then.
+_LINK_PROGRAM = """
+import importlib, pathlib, sys
+module, program, link = sys.argv[1:]
+package = pathlib.Path(importlib.import_module(module).__file__).parent
+pathlib.Path(link).symlink_to(package / program)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +172,9 @@ def _steps(
         yield f"standing in for {name}", (python, "-c", _STAND_IN, name, version)
     if environment.program is not None:
         program = directory / "bin" / environment.program
+        if environment.packaged_program is not None:
+            link = (environment.module, environment.packaged_program, str(program))
+            yield f"linking {environment.program}", (python, "-c", _LINK_PROGRAM, *link)
         yield f"checking `{environment.program}`", (str(program), "--version")
     else:
         check = f"import {environment.module}"

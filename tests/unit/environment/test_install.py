@@ -93,6 +93,26 @@ def test_a_program_is_run_in_place_of_the_import(stubbed, install, calls, tmp_pa
         install(missing)
 
 
+def test_a_program_inside_a_package_is_linked_after_the_package_is_imported(
+    stubbed, install, calls, tmp_path
+):
+    changed = dataclasses.replace(stubbed, program="python", packaged_program="bin/server")
+    install(changed)
+    program = directory_of(changed) / "bin" / "python"
+    linking, check, _ = calls()[-3:]
+    assert linking[2:] == ["stubbed", "bin/server", str(program)]
+    assert check == ["--version"]
+
+    package = tmp_path / "packaged"
+    package.mkdir()
+    (package / "__init__.py").write_text("import pathlib; pathlib.Path('imported').touch()")
+    link = tmp_path / "server"
+    command = [sys.executable, *linking[:2], "packaged", "bin/server", str(link)]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    assert link.readlink() == package / "bin" / "server"
+    assert (tmp_path / "imported").exists()
+
+
 def test_without_an_index_pip_decides(stubbed, install, calls):
     install(stubbed)
     assert not any("--index-url" in call for call in calls())

@@ -1,4 +1,5 @@
-"""What there is to tune beside matrix products: attention, the KV store, rotary, sampling, experts.
+"""What there is to tune beside matrix products: attention, the KV store, rotary, sampling, experts,
+and what works row by row (`bench.row_tunables`).
 
 Knows nothing of searching. The law of `bench.tunables`.
 """
@@ -11,6 +12,7 @@ import torch
 from bench.attention_cases import Batch, filled_cache, request_metadata
 from bench.case import randn
 from bench.moe_cases import dense_stack, packed_stack
+from bench.row_tunables import gated_tunables, norm_tunables
 from bench.shapes import Shapes
 from bench.tunables import Tunable
 from llmopt.layers.sampler import SamplingRow, row_params
@@ -42,6 +44,10 @@ def other_tunables(kernel: str, device: torch.device, shapes: Shapes) -> Iterato
         yield _store(device, shapes)
     if kernel == "rotary_store_kv":
         yield _rotary(device, shapes)
+    if kernel == "rms_norm":
+        yield from norm_tunables(device, shapes)
+    if kernel == "gated_activation":
+        yield from gated_tunables(device, shapes)
     if kernel == "sampling":
         yield _sampling(device, shapes)
     if kernel == "moe":

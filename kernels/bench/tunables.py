@@ -2,8 +2,6 @@
 
 Knows nothing of searching. The law: a launch is tuned at the largest batch of its class, on the
 matrices of `bench.shapes`, with the arguments that a model gives it.
-
-The kernels of norms and gated activations take no configuration from outside, and keep theirs.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -28,6 +28,8 @@ TUNED_KERNELS = (
     "paged_attention",
     "store_kv",
     "rotary_store_kv",
+    "rms_norm",
+    "gated_activation",
     "sampling",
 )
 _MATMULS = ("wna16", "nf4", "w8a8", "fp8")

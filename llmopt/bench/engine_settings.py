@@ -1,16 +1,19 @@
 """The engine that serves a load: as large as the load needs, and else as the target says.
 
-Knows nothing about models or memory. The law: two targets under one load differ in what their
+Knows nothing about checkpoints or memory. The law: two targets under one load differ in what their
 recipe says and in nothing else.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
+
 from llmopt.bench.workload_spec import LoadPlan
 from llmopt.engine.config import EngineConfig
 from llmopt.engine.speculation.config import SpeculationConfig
 from llmopt.errors import UsageError
+from llmopt.models.loader import DTYPES, resolve_activations
 from llmopt.recipe.check import Path, Problem
 from llmopt.recipe.engine import EngineSettings
 from llmopt.recipe.schema import Base, Recipe, Target
@@ -46,6 +49,13 @@ def apply_settings(config: EngineConfig, settings: EngineSettings | None) -> Eng
     return replace(config, **changes)
 
 
+def _check_activations(served: Base | Target) -> None:
+    """Raise UsageError for a dtype that has no such activations; what "auto" is, is known later."""
+    if served.engine and served.engine.activations and served.dtype != "auto":
+        cpu = torch.device("cpu")
+        resolve_activations(served.engine.activations, DTYPES[served.dtype], cpu)
+
+
 def engine_problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield what is wrong with the engines of a recipe (a rule for `load_recipe`)."""
     base: tuple[Path, Base | Target] = (("base", "engine"), recipe.base)
@@ -53,5 +63,6 @@ def engine_problems(recipe: Recipe) -> Iterator[Problem]:
     for path, served in (base, *targets):
         try:
             apply_settings(EngineConfig(), served.engine)
+            _check_activations(served)
         except UsageError as error:
             yield Problem(path, error.message, error.remedy)

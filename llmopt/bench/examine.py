@@ -1,6 +1,7 @@
 """What is true of a target whatever the load: its facts, its cost, its quality.
 
-Knows nothing about runs. The law: quality is measured once per target, against one base.
+Knows nothing about runs. The law: quality is measured once per target, against one base, with the
+activations that the target is served with.
 """
 
 from pathlib import Path
@@ -13,12 +14,13 @@ from llmopt.bench.facts import model_facts
 from llmopt.bench.loaded import LoadedModels
 from llmopt.bench.prepare import PreparedTarget
 from llmopt.errors import UsageError
-from llmopt.formats.weights import scheme
+from llmopt.formats.weights import quantized_weights, scheme
+from llmopt.layers.native_linear import WeightActivations
 from llmopt.models.loader import open_checkpoint, resolve_dtype
 from llmopt.models.tokenizer import load_tokenizer
 from llmopt.quality.base_logits import KeptLogits
 from llmopt.quality.measure import measure_quality
-from llmopt.quality.noise import NoiseScores, noise_dtype
+from llmopt.quality.noise import UNROUNDED, NoiseScores, noise_dtype
 from llmopt.quality.options import QualityOptions
 from llmopt.quality.scores import OnWindow, Scores, score_windows
 from llmopt.quality.source import ModelLogits
@@ -57,6 +59,7 @@ class QualityComparison:
         self._base_path = base.path
         self._base = KeptLogits(self._logits(base))
         self._noise_dtype = self._choose_noise_dtype(base) if quality.noise else None
+        self._is_quantized = quantized_weights(open_checkpoint(base.path)) is not None
         self._noise_run: Scores | None = None
         self._noise: NoiseScores | None = None
 
@@ -68,7 +71,9 @@ class QualityComparison:
     def measure_noise(self, on_window: OnWindow) -> None:
         """Score the base in 16 bits, which all targets are then judged by. Raises as `measure`."""
         assert self._noise_dtype is not None, "there is a noise floor"
-        noisy = self._model_logits(self._base_path, self._noise_dtype, self._base.name)
+        noisy = self._model_logits(
+            self._base_path, self._noise_dtype, self._noise_activations, self._base.name
+        )
         self._noise_run = score_windows(noisy, self._base, self._windows, on_window=on_window)
         self._noise = NoiseScores.from_scores(self._noise_run, noisy.scheme)
 
@@ -100,25 +105,35 @@ class QualityComparison:
             on_window=on_window,
         )
 
+    @property
+    def _noise_activations(self) -> WeightActivations:
+        """Of the noise run; where weights are not quantized, those of the targets that share it."""
+        return UNROUNDED if self._is_quantized else "auto"
+
     def _choose_noise_dtype(self, base: PreparedTarget) -> str | None:
         """The 16-bit dtype that the base is served in; None if it already runs in one."""
-        model = self._models.get(base.path, base.target.dtype)
+        model = self._models.get(base.path, base.target.dtype, base.target.activations)
         served = resolve_dtype("auto", model.config, model.device)
         return noise_dtype(_dtype_name(served), _dtype_name(model.dtype))
 
     def _is_noise_run(self, prepared: PreparedTarget) -> bool:
-        """Whether a target is the base in the dtype of the noise run."""
+        """Whether a target is the base as it is in the noise run."""
+        target = prepared.target
         if prepared.path != self._base_path:
             return False
-        model = self._models.get(prepared.path, prepared.target.dtype)
+        if self._is_quantized and target.activations != UNROUNDED:
+            return False
+        model = self._models.get(prepared.path, target.dtype, target.activations)
         return _dtype_name(model.dtype) == self._noise_dtype
 
     def _logits(self, prepared: PreparedTarget) -> ModelLogits:
         target = prepared.target
-        return self._model_logits(prepared.path, target.dtype, target.name)
+        return self._model_logits(prepared.path, target.dtype, target.activations, target.name)
 
-    def _model_logits(self, path: Path, dtype: str, name: str) -> ModelLogits:
-        model = self._models.get(path, dtype)
+    def _model_logits(
+        self, path: Path, dtype: str, activations: WeightActivations, name: str
+    ) -> ModelLogits:
+        model = self._models.get(path, dtype, activations)
         return ModelLogits(model, name=name, scheme=scheme(open_checkpoint(path), model.dtype))
 
     def _windows_of(self, prepared: PreparedTarget) -> EvaluationWindows:

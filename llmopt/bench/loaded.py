@@ -13,16 +13,18 @@ import torch
 
 from llmopt.bench.facts import tensor_sizes
 from llmopt.formats.weights import quantized_weights
+from llmopt.layers.native_linear import WeightActivations
 from llmopt.models.decoder import Decoder
 from llmopt.models.dummy import make_dummy_model
 from llmopt.models.loader import DTYPES, load_model, open_checkpoint
 
-Loader = Callable[[Path, str], Decoder]
-_Key = tuple[Path, str, str | None]  # the last: the scheme of random weights; None: real ones
+Loader = Callable[[Path, str, WeightActivations], Decoder]
+# path, dtype, activations before quantized weights, and the scheme of random weights (None: real)
+_Key = tuple[Path, str, WeightActivations, str | None]
 
 
 class LoadedModels:
-    """Models by path and dtype, loaded when asked for."""
+    """Models by path, dtype and activations, loaded when asked for."""
 
     def __init__(self, budget_bytes: int, load: Loader, device: str = "cpu") -> None:
         self._budget_bytes = budget_bytes
@@ -39,26 +41,40 @@ class LoadedModels:
             free_bytes = psutil.virtual_memory().available
         return cls(
             free_bytes // 2,
-            lambda path, dtype: load_model(path, dtype=dtype, device=device),
+            lambda path, dtype, activations: load_model(
+                path, dtype=dtype, device=device, activations=activations
+            ),
             device,
         )
 
-    def get(self, path: Path, dtype: str) -> Decoder:
+    def get(self, path: Path, dtype: str, activations: WeightActivations = "auto") -> Decoder:
         """The model, from memory or from disk. Raises what `load_model` raises."""
-        key = (path, dtype, None)
+        key = (path, dtype, activations, None)
         if key not in self._models:
             self._make_room(_estimated_bytes(path, dtype))
-            model = self._load(path, dtype)
+            model = self._load(path, dtype, activations)
             self._models[key] = (model, _num_bytes(model))
         return self._used_now(key)
 
-    def get_dummy(self, path: Path, dtype: str, scheme: str | None) -> Decoder:
+    def get_dummy(
+        self,
+        path: Path,
+        dtype: str,
+        scheme: str | None,
+        activations: WeightActivations = "auto",
+    ) -> Decoder:
         """A model of random weights for a config; room is made when its size is known. Raises what
         `make_dummy_model` raises.
         """
-        key = (path, dtype, scheme or "")
+        key = (path, dtype, activations, scheme or "")
         if key not in self._models:
-            model = make_dummy_model(path, dtype=dtype, scheme=scheme, device=self._device)
+            model = make_dummy_model(
+                path,
+                dtype=dtype,
+                scheme=scheme,
+                device=self._device,
+                activations=activations,
+            )
             self._make_room(_num_bytes(model))
             self._models[key] = (model, _num_bytes(model))
         return self._used_now(key)
@@ -81,7 +97,9 @@ class LoadedModels:
 
 
 def _num_bytes(model: Decoder) -> int:
-    return model.weight_bytes + model.embedding.nbytes
+    """Of a model in memory, where an output head that is tied is the embedding itself."""
+    is_tied = model.config.tie_word_embeddings
+    return model.weight_bytes + (0 if is_tied else model.embedding.nbytes)
 
 
 def _estimated_bytes(path: Path, dtype: str) -> int:

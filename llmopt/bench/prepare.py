@@ -47,9 +47,10 @@ class PreparedTarget:
 
     def load(self, models: LoadedModels) -> Decoder:
         """The model, from memory if it is there. Raises what loading raises."""
-        if self.target.dummy_config is None:
-            return models.get(self.path, self.target.dtype)
-        return models.get_dummy(self.path, self.target.dtype, dummy_scheme(self.target))
+        target = self.target
+        if target.dummy_config is None:
+            return models.get(self.path, target.dtype, target.activations)
+        return models.get_dummy(self.path, target.dtype, dummy_scheme(target), target.activations)
 
 
 def prepare_targets(

@@ -43,10 +43,12 @@ class Served:
 
 
 def backend_facts(plan: LoadPlan | None, engine: EngineSettings | None = None) -> BackendFacts:
-    """Our own runtime, and the settings that serve a load if there is one."""
-    if plan is None:
-        return BackendFacts(NAME, VERSION, {})
-    return BackendFacts(NAME, VERSION, asdict(engine_config(plan, engine)))
+    """Our own runtime, the settings that serve a load if there is one, and the activations, which
+    quality depends on too.
+    """
+    settings = {} if plan is None else asdict(engine_config(plan, engine))
+    activations = (engine and engine.activations) or "auto"
+    return BackendFacts(NAME, VERSION, settings | {"activations": activations})
 
 
 def measure_run(

@@ -22,6 +22,15 @@ class Protocol(StrEnum):
     ROLLING = "rolling"
 
 
+class Activations(StrEnum):
+    """What bfloat16 activations are rounded to before quantized weights."""
+
+    AUTO = "auto"
+    INT8 = "int8"
+    INT16 = "int16"
+    BF16 = "bf16"
+
+
 def evaluate(
     model: Annotated[
         str,
@@ -109,6 +118,14 @@ def evaluate(
         str,
         typer.Option(help="Of the base's activations.", rich_help_panel=RUNTIME_PANEL),
     ] = "float32",
+    activations: Annotated[
+        Activations,
+        typer.Option(
+            help="Before the model's quantized weights, on a CPU in bfloat16: int8, int16, bf16 "
+            "(not rounded), or auto: int8 where the weights have fewer than 8 bits, else int16.",
+            rich_help_panel=RUNTIME_PANEL,
+        ),
+    ] = Activations.AUTO,
     device: Annotated[
         str, typer.Option(help="cpu, cuda or cuda:N.", rich_help_panel=RUNTIME_PANEL)
     ] = "cpu",
@@ -212,6 +229,7 @@ def evaluate(
             backend=backend,
             dtype=dtype,
             base_dtype=base_dtype,
+            activations=activations.value,
             device=device,
             tasks=tasks,
             requests=tuple(requests or ()),

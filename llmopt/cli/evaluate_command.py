@@ -16,12 +16,13 @@ from llmopt.cli.atlas_view import atlas_parts
 from llmopt.cli.evaluate_divergence import measure_alone, measure_divergence
 from llmopt.cli.evaluate_further import measure_greedy_outputs, measure_layers, measure_tasks
 from llmopt.cli.evaluate_models import EvaluationModels
-from llmopt.cli.evaluate_options import Evaluation, check
+from llmopt.cli.evaluate_options import OWN_RUNTIME, Evaluation, check
 from llmopt.cli.evaluate_view import prediction_parts, print_parts, quality_parts
 from llmopt.cli.greedy_view import greedy_parts
 from llmopt.cli.output import open_output
 from llmopt.cli.progress import StageProgress
 from llmopt.cli.tasks_view import tasks_parts
+from llmopt.layers.native_linear import WeightActivations
 from llmopt.quality.atlas_report import AtlasReport
 from llmopt.quality.greedy_report import GreedyReport
 from llmopt.quality.prediction import PredictionRecord
@@ -35,12 +36,14 @@ from llmopt.results.schema import QualityRecord
 class Outcome:
     """All that was measured: the JSON document. None and (): not asked for.
 
+    activations: what the model's are rounded to before quantized weights; None: in another runtime
     quality: against the base; prediction: of the model alone, where there is no base
     """
 
     model: str
     scheme: str | None
     base: str | None
+    activations: WeightActivations | None
     quality: QualityRecord | None
     prediction: PredictionRecord | None
     tasks: tuple[TaskReport, ...]
@@ -59,6 +62,7 @@ def run(asked: Evaluation) -> None:
             model=asked.model,
             scheme=models.scheme,
             base=asked.base,
+            activations=asked.activations if models.kind == OWN_RUNTIME else None,
             quality=quality,
             prediction=prediction,
             tasks=measure_tasks(asked, models, progress),

@@ -43,7 +43,13 @@ def measure_alone(
     with progress.stage("score it"):
         advance = _windows(progress)
         if models.kind == OWN_RUNTIME:
-            source = open_model(models.path, asked.model, dtype=asked.dtype, device=asked.device)
+            source = open_model(
+                models.path,
+                asked.model,
+                dtype=asked.dtype,
+                device=asked.device,
+                activations=asked.activations,
+            )
             return measure_prediction(source, windows, options, advance)
         with open_source(models.kind, models.path, dtype=asked.dtype, device=asked.device) as other:
             assert not isinstance(other, TruncatedSource), "only servers truncate"
@@ -69,6 +75,7 @@ def measure_divergence(
             _base_options(asked),
             dtype=asked.dtype,
             device=asked.device,
+            activations=asked.activations,
             on_window=_windows(progress),
             on_noise_window=_windows(progress, " of the noise floor"),
             on_remark=models.remarks.append,

@@ -1,7 +1,7 @@
 """The model and its base, as `llmopt eval` needs them: found once, loaded when first needed.
 
-Knows nothing about what is measured. The law: a model is in memory once per dtype, and no more
-models than fit.
+Knows nothing about what is measured. The laws: a model is in memory once per dtype, and no more
+models than fit; `--activations` is of the model, the base's are never rounded.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from llmopt.models.loader import resolve_device, resolve_dtype
 from llmopt.models.resolve import resolve_model
 from llmopt.models.tokenizer import Tokenizer, load_tokenizer
 from llmopt.quality.compare import open_model
-from llmopt.quality.noise import noise_dtype
+from llmopt.quality.noise import UNROUNDED, noise_dtype
 
 
 class EvaluationModels:
@@ -43,14 +43,24 @@ class EvaluationModels:
         if self.path is None or self.kind != OWN_RUNTIME:
             return self.served_scheme
         asked = self.asked
-        return open_model(self.path, asked.model, dtype=asked.dtype, device=asked.device).scheme
+        return open_model(
+            self.path,
+            asked.model,
+            dtype=asked.dtype,
+            device=asked.device,
+            activations=asked.activations,
+        ).scheme
 
     @property
     def base_scheme(self) -> str:
         """The scheme of the base's weights."""
         asked = self.asked
         return open_model(
-            self._base_path, asked.base or "", dtype=asked.base_dtype, device=asked.device
+            self._base_path,
+            asked.base or "",
+            dtype=asked.base_dtype,
+            device=asked.device,
+            activations=UNROUNDED,
         ).scheme
 
     @property
@@ -65,11 +75,11 @@ class EvaluationModels:
 
     def target(self, dtype: str | None = None) -> Decoder:
         """The model, in the dtype that was asked for or another."""
-        return self._loaded.get(self._path, dtype or self.asked.dtype)
+        return self._loaded.get(self._path, dtype or self.asked.dtype, self.asked.activations)
 
     def base(self) -> Decoder:
         """The base."""
-        return self._loaded.get(self._base_path, self.asked.base_dtype)
+        return self._loaded.get(self._base_path, self.asked.base_dtype, UNROUNDED)
 
     def noisy_base(self) -> Decoder | None:
         """The base in 16 bits; None where that is the base itself, or no noise is asked for."""
@@ -78,7 +88,7 @@ class EvaluationModels:
         dtype = noise_dtype(_name(served), _name(base.dtype))
         if not self.asked.noise or dtype is None:
             return None
-        return self._loaded.get(self._base_path, dtype)
+        return self._loaded.get(self._base_path, dtype, UNROUNDED)
 
     @property
     def _path(self) -> Path:

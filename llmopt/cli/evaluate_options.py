@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from llmopt.errors import UsageError
+from llmopt.layers.native_linear import WeightActivations
 from llmopt.quality.external.sources import SourceKind
 from llmopt.quality.options import QualityOptions
 from llmopt.quality.windows import ProtocolName
@@ -35,6 +36,7 @@ class Evaluation:
     backend: str
     dtype: str
     base_dtype: str
+    activations: WeightActivations
     device: str
     tasks: str | None
     requests: tuple[Path, ...]
@@ -79,6 +81,17 @@ def check(asked: Evaluation) -> None:
         raise UsageError(
             f"{named} needs the model in llmopt's own runtime, and the backend is {asked.backend}",
             "Leave --backend out, or ask for the divergence alone.",
+        )
+    if asked.activations != "auto" and kind != OWN_RUNTIME:
+        raise UsageError(
+            f"--activations is about llmopt's own runtime, and the backend is {asked.backend}",
+            "Leave one of the two out.",
+        )
+    is_rounded = asked.activations in ("int8", "int16")
+    if asked.atlas and is_rounded and asked.dtype == "auto" and asked.base_dtype == "float32":
+        raise UsageError(
+            f"--atlas runs both models in float32, which has no activations of {asked.activations}",
+            "Add --dtype bfloat16, or leave --activations out.",
         )
     if url is not None and asked.base is None:
         raise UsageError(

@@ -1,10 +1,12 @@
 """The memory of the key/value cache: how many blocks there are, and the tensors that hold them.
 
 Knows nothing about requests or about who holds which block.
-Law: no more blocks than the largest batch can fill, and a block reads as zeros until it is written.
+Laws: no more blocks than the largest batch can fill, and a block reads as zeros until it is
+written. Moves wait for nothing: on a GPU each is work of the stream that computes, in its order,
+and nobody but such moves reads or writes the blocks in host memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +18,7 @@ from llmopt.engine.block_space import BlockMove
 from llmopt.engine.config import KVDtypeName
 from llmopt.engine.layer_group import LayerGroup
 from llmopt.engine.scheduler import SchedulerOutput
+from llmopt.engine.staging import to_device
 from llmopt.errors import EngineError
 from llmopt.models.config import ModelConfig
 from llmopt.models.decoder import KVTensors
@@ -142,6 +145,7 @@ class PagedKV:
         num_host_blocks: Sequence[int] = (),
     ) -> None:
         self._groups = tuple(groups)
+        self._device = device
         self.layers: KVTensors = _allocate(groups, num_blocks, layout, device, pinned=False)
         pinned = device.type == "cuda"
         host = torch.device("cpu")
@@ -152,29 +156,56 @@ class PagedKV:
     @torch.inference_mode()
     def move(self, output: SchedulerOutput) -> None:
         """Do the moves of a step, in the order that `SchedulerOutput` promises."""
-        if output.swap_outs:
-            self._move(self.layers, self._host_layers, output.swap_outs)
-        if output.copies:
-            self._move(self.layers, self.layers, output.copies)
-        if output.swap_ins:
-            self._move(self._host_layers, self.layers, output.swap_ins)
+        self._swap(self.layers, self._host_layers, output.swap_outs)
+        self._copy(output.copies)
+        self._swap(self._host_layers, self.layers, output.swap_ins)
 
-    def _move(self, sources: KVTensors, targets: KVTensors, moves: Sequence[BlockMove]) -> None:
+    def _copy(self, moves: Sequence[BlockMove]) -> None:
+        """Copy blocks within the device; of a layer all are read before one is written."""
+        for group, pairs in self._by_group(moves):
+            read, write = to_device(np.array(pairs, dtype=np.int64).T.copy(), self._device)
+            for layer in group.layers:
+                for blocks in _byte_tensors(self.layers[layer]):
+                    blocks.index_copy_(0, write, blocks.index_select(0, read))
+
+    def _swap(self, sources: KVTensors, targets: KVTensors, moves: Sequence[BlockMove]) -> None:
+        """Copy blocks between device and host memory."""
+        for group, pairs in self._by_group(moves):
+            runs = block_runs(pairs)
+            for layer in group.layers:
+                both = _byte_tensors(sources[layer]), _byte_tensors(targets[layer])
+                for old, new in zip(*both, strict=True):
+                    for read, write, count in runs:
+                        blocks = old[read : read + count]
+                        new[write : write + count].copy_(blocks, non_blocking=True)
+
+    def _by_group(
+        self, moves: Sequence[BlockMove]
+    ) -> Iterator[tuple[LayerGroup, list[tuple[int, int]]]]:
+        """Each group that has moves, with their sources and destinations."""
         for index, group in enumerate(self._groups):
             pairs = [(m.source, m.destination) for m in moves if m.group == index]
-            if not pairs:
-                continue
-            read, write = torch.tensor(pairs).T
-            for layer in group.layers:
-                for old, new in zip(sources[layer], targets[layer], strict=True):
-                    for a, b in zip(cache_tensors(old), cache_tensors(new), strict=True):
-                        _copy_blocks(a, b, read, write)
+            if pairs:
+                yield group, pairs
 
 
-def _copy_blocks(source: Tensor, target: Tensor, read: Tensor, write: Tensor) -> None:
-    """Copy blocks `read` of source [N, ...] to blocks `write` of target; all are read first."""
-    rows = source.view(torch.uint8).index_select(0, read.to(source.device))
-    target.view(torch.uint8).index_copy_(0, write.to(target.device), rows.to(target.device))
+def block_runs(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Moves (source, destination) as runs (source, destination, number of blocks), each of blocks
+    that lie side by side in both memories.
+    """
+    runs: list[tuple[int, int, int]] = []
+    for pair in pairs:
+        source, destination, count = runs[-1] if runs else (0, 0, 0)
+        if count and pair == (source + count, destination + count):
+            runs[-1] = (source, destination, count + 1)
+        else:
+            runs.append((*pair, 1))
+    return runs
+
+
+def _byte_tensors(caches: tuple[KVCache, KVCache]) -> list[Tensor]:
+    """The tensors [N, ...] of keys and values, as bytes: not every operation knows FP8."""
+    return [tensor.view(torch.uint8) for cache in caches for tensor in cache_tensors(cache)]
 
 
 def _allocate(

@@ -51,7 +51,7 @@ class LLM:
 
     Raises:
         ModelError, CheckpointError: the model cannot be found or loaded.
-        UsageError, EngineError: as `EngineConfig` and `Engine`.
+        UsageError, EngineError: as `load_model`, `EngineConfig` and `Engine`.
     """
 
     def __init__(
@@ -100,7 +100,9 @@ class LLM:
         if dummy_weights is None:
             loaded = load_model(path, dtype=dtype, device=device, activations=activations)
         else:
-            loaded = make_dummy_model(dummy_weights, dtype=dtype, device=device)
+            loaded = make_dummy_model(
+                dummy_weights, dtype=dtype, device=device, activations=activations
+            )
         self._weight_bytes = loaded.weight_bytes
         self.engine = Engine(
             loaded, config, eos_token_ids=self.tokenizer.eos_token_ids, tokenizer=self.tokenizer

@@ -4,12 +4,13 @@ Knows nothing of models. The law: `gain` is what a normalized channel is multipl
 the checkpoint stores it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 
-from llmopt_kernels.rms_norm import rms_norm
+from llmopt_kernels.rms_norm import add_rms_norm, rms_norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,21 @@ class HeadNorm:
         """x: query heads, then key heads [T, H + KH, D] -> the same shape."""
         query, key = x[:, : self.num_heads], x[:, self.num_heads :]
         return torch.cat([self.query(query), self.key(key)], dim=1)
+
+
+def add_norm(
+    norm: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor, branch: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The norm of hidden + branch, and the sum; of an RMSNorm one kernel computes both.
+
+    hidden, branch: [T, C], of one dtype; None: there is nothing to add -> [T, C] each
+    """
+    if branch is None:
+        return norm(hidden), hidden
+    if isinstance(norm, RMSNorm):
+        return add_rms_norm(branch, hidden, norm.gain, norm.eps)
+    total = hidden + branch
+    return norm(total), total
 
 
 def unchanged(x: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from llmopt.layers.linear import Linear
-from llmopt.layers.norm import LayerNorm, RMSNorm
+from llmopt.layers.norm import LayerNorm, RMSNorm, add_norm
 from llmopt.layers.rotary import Frequencies
 from llmopt.models.config import ModelConfig
 from llmopt.models.mlp import MLP, MixtureOfExperts, Stage
@@ -78,7 +78,8 @@ class DecoderBlock:
     """Attention and MLP, each a branch that is added to the hidden states.
 
     input_norm and post_norm come before the attention and the MLP; attention_branch_norm and
-    mlp_branch_norm come behind them, before the sum.
+    mlp_branch_norm come behind them, before the sum. A sum and the norm that reads it are one
+    kernel, so a branch is added by whoever normalizes next.
     """
 
     def __init__(
@@ -115,12 +116,33 @@ class DecoderBlock:
         layer_kv: LayerKV | None,
     ) -> torch.Tensor:
         """The first half of `forward`: hidden states after the attention was added. [T, C]."""
-        branch = self.attention.forward(self.input_norm(hidden), rotary, metadata, layer_kv)
-        return hidden + self.attention_branch_norm(branch)
+        hidden, branch = self.attention_branch(hidden, None, rotary, metadata, layer_kv)
+        return hidden + branch
 
     def feed_forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """The second half of `forward`: hidden states after the MLP was added. [T, C]."""
-        return hidden + self.mlp_branch_norm(self.mlp.forward(self.post_norm(hidden)))
+        hidden, branch = self.mlp_branch(hidden, None)
+        return hidden + branch
+
+    def attention_branch(
+        self,
+        hidden: torch.Tensor,
+        branch: torch.Tensor | None,
+        rotary: Rotary,
+        metadata: AttentionMetadata,
+        layer_kv: LayerKV | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """hidden + branch, and the attention of it, which is not added yet. [T, C] each."""
+        normed, hidden = add_norm(self.input_norm, hidden, branch)
+        attended = self.attention.forward(normed, rotary, metadata, layer_kv)
+        return hidden, self.attention_branch_norm(attended)
+
+    def mlp_branch(
+        self, hidden: torch.Tensor, branch: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """hidden + branch, and the MLP of it, which is not added yet. [T, C] each."""
+        normed, hidden = add_norm(self.post_norm, hidden, branch)
+        return hidden, self.mlp_branch_norm(self.mlp.forward(normed))
 
     @property
     def stages(self) -> tuple[Stage, Stage, Stage, Stage]:
@@ -187,12 +209,15 @@ class Decoder:
         """Hidden states after the last block, not normalized. int64 [T], [T] -> [T, C]."""
         if self.native is not None and self.native.takes(kv_cache):
             return self.native.forward(input_ids, positions, metadata, kv_cache)
-        hidden = self.embed(input_ids, positions)
-        rotary = self.rotary(positions)
+        hidden, rotary = self.embed(input_ids, positions), self.rotary(positions)
+        branch: torch.Tensor | None = None
         for layer, block in enumerate(self.blocks):
             layer_kv = None if kv_cache is None else kv_cache[layer]
-            hidden = block.forward(hidden, rotary, metadata.of_layer(layer), layer_kv)
-        return hidden
+            hidden, branch = block.attention_branch(
+                hidden, branch, rotary, metadata.of_layer(layer), layer_kv
+            )
+            hidden, branch = block.mlp_branch(hidden, branch)
+        return hidden if branch is None else hidden + branch
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: [R, C] from `forward` -> logits [R, V] in the activation dtype, or float32 where

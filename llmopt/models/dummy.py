@@ -23,6 +23,7 @@ from llmopt.formats.fp8 import Fp8Weight
 from llmopt.formats.overrides import LM_HEAD
 from llmopt.formats.quantized import QuantizedWeight, QuantSpec, StoredWeight
 from llmopt.layers.linear import Weight
+from llmopt.layers.native_linear import WeightActivations
 from llmopt.models.config import ModelConfig
 from llmopt.models.decoder import Decoder
 from llmopt.models.loader import ModelLoader
@@ -42,20 +43,21 @@ def make_dummy_model(
     scheme: str | None = None,
     seed: int = 0,
     device: str = "cpu",
+    activations: WeightActivations = "auto",
 ) -> Decoder:
     """A decoder of random weights.
 
-    config: a config.json, a directory that holds one, or anything that `resolve_model` knows. dtype
-    and device as in `load_model`. scheme: how the linear layers of the blocks are stored, such as
-    "w4g128", "gptq-w4g64-asym", "w8", "w8a8", "fp8" or "nf4"; None: in full precision. Raises
-    UsageError (an unknown scheme), QuantizationError (groups that do not divide rows), and what
-    reading a config or loading a model raises.
+    config: a config.json, a directory that holds one, or anything that `resolve_model` knows.
+    dtype, device and activations as in `load_model`. scheme: how the linear layers of the blocks
+    are stored, such as "w4g128", "gptq-w4g64-asym", "w8", "w8a8", "fp8" or "nf4"; None: in full
+    precision. Raises UsageError (an unknown scheme), QuantizationError (groups that do not divide
+    rows), and what reading a config or loading a model raises.
     """
     quantize = None if scheme is None else quantize_of(scheme)
     settings = read_config(config)
     router = ModelConfig.from_hf(settings).names.router
     source = DummyWeights(settings, seed, quantize, router)
-    return ModelLoader(source, dtype=dtype, device=device).model()
+    return ModelLoader(source, dtype=dtype, device=device, activations=activations).model()
 
 
 def read_config(name: str | Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def load_model(
 
     dtype: of the activations and of unquantized weights; "auto" is the checkpoint's, except that
     float16, which CPUs compute slowly, becomes bfloat16 there. activations: as in `make_linear`.
-    Raises CheckpointError, ModelError or UsageError.
+    Raises CheckpointError, ModelError, or UsageError (see `resolve_activations` too).
     """
     reader = open_checkpoint(path)
     return ModelLoader(reader, dtype=dtype, device=device, activations=activations).model()
@@ -92,11 +92,22 @@ def resolve_dtype(dtype: str, config: ModelConfig, device: torch.device) -> torc
     return DTYPES[name]
 
 
-def resolve_activations(activations: WeightActivations) -> WeightActivations:
-    """The choice, as `make_linear` takes it; UsageError for an unknown one."""
+def resolve_activations(
+    activations: WeightActivations, dtype: torch.dtype, device: torch.device
+) -> WeightActivations:
+    """The choice, as `make_linear` takes it. UsageError for an unknown one, and for a rounding that
+    no kernel does with this dtype on this device; "auto" and "bf16" ask for none there.
+    """
     if activations not in (choices := get_args(WeightActivations)):
         raise UsageError(
             f"activations of {activations!r} are not supported", f"Use {' or '.join(choices)}."
+        )
+    is_rounded = activations in ("int8", "int16")
+    if is_rounded and (device.type != "cpu" or dtype != torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        raise UsageError(
+            f"activations of {activations} were asked for, and {name} on {device.type} has none",
+            "Only bfloat16 activations on a CPU are rounded: use bfloat16, or activations of auto.",
         )
     return activations
 
@@ -121,7 +132,7 @@ class ModelLoader:
         self.config = ModelConfig.from_hf(source.config)
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.config, self.device)
-        self.activations = resolve_activations(activations)
+        self.activations = resolve_activations(activations, self.dtype, self.device)
         self._source = source
         self._frequencies = [self._rope(rope) for rope in self.config.ropes]
 

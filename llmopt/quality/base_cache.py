@@ -1,6 +1,6 @@
 """Log-probabilities of a base on disk, so that comparing another model with it needs no base.
 
-One directory per model, dtype and device, named by their hash; in it one file per window. Knows
+One directory per model and way of running it, named by their hash; in it one file per window. Knows
 nothing about statistics of a target. Laws: a file appears under its name only when it is whole; one
 that does not match its checksum is as if it were not there; what a window gives is the same whether
 it was on disk or not; a full disk stops the cache, never the measurement.
@@ -43,10 +43,12 @@ def base_cache_directory() -> Path:
     return cache_directory() / "base-logits"
 
 
-def base_cache_key(reader: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> str:
+def base_cache_key(
+    reader: Checkpoint, *, dtype: torch.dtype, device: torch.device, activations: str
+) -> str:
     """Name of the directory of one base: of all that decides its logits. Reads the weights whole.
 
-    dtype: that the activations are computed in
+    dtype: that the activations are computed in; activations: what they are rounded to besides
     """
     content = {
         "version": CACHE_VERSION,
@@ -56,6 +58,7 @@ def base_cache_key(reader: Checkpoint, *, dtype: torch.dtype, device: torch.devi
         "config": reader.config,
         "dtype": str(dtype),
         "device": device.type,
+        "activations": activations,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 

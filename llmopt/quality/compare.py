@@ -12,11 +12,12 @@ import torch
 
 from llmopt.errors import UsageError
 from llmopt.formats.weights import Checkpoint, scheme
+from llmopt.layers.native_linear import WeightActivations
 from llmopt.models.loader import ModelLoader, open_checkpoint
 from llmopt.models.tokenizer import load_tokenizer
 from llmopt.quality.base_cache import DiskLogits, base_cache_directory, base_cache_key
 from llmopt.quality.base_logits import KeptLogits
-from llmopt.quality.noise import NoiseScores, measure_noise, noise_dtype
+from llmopt.quality.noise import UNROUNDED, NoiseScores, measure_noise, noise_dtype
 from llmopt.quality.options import QualityOptions
 from llmopt.quality.scores import OnWindow, score_windows
 from llmopt.quality.source import DeferredLogits, LogitSource
@@ -46,14 +47,17 @@ def compare(
     *,
     dtype: str = "auto",
     device: str = "cpu",
+    activations: WeightActivations = "auto",
     on_window: OnWindow | None = None,
     on_noise_window: OnWindow | None = None,
     on_remark: Callable[[str], None] | None = None,
 ) -> QualityRecord:
     """Measure what the model at `model_path` lost against the base at `base_path`.
 
-    dtype: of the target's activations; "auto" is the checkpoint's. `on_noise_window` hears of the
-    windows of the noise run, which comes last; `on_remark` of a cache that could not be used.
+    dtype: of the target's activations; "auto" is the checkpoint's. activations: what these are
+    rounded to before quantized weights, as in `load_model`; the base's and the noise run's never
+    are. `on_noise_window` hears of the windows of the noise run, which comes last; `on_remark` of a
+    cache that could not be used.
     Raises UsageError when the two cannot be compared or the text is unfit, and whatever loading
     raises (CheckpointError, ModelError).
     """
@@ -61,7 +65,13 @@ def compare(
     check_tokenizer(model_path, base_path, windows, options)
     base = open_base(base_path, base_options, device=device)
     scores = score_windows(
-        open_model(model_path, source_name(model_path), dtype=dtype, device=device),
+        open_model(
+            model_path,
+            source_name(model_path),
+            dtype=dtype,
+            device=device,
+            activations=activations,
+        ),
         base,
         windows,
         on_window=on_window,
@@ -80,20 +90,25 @@ def compare(
     return replace(record, base_cache_error=base.error)
 
 
-def open_model(path: Path, name: str, *, dtype: str, device: str) -> DeferredLogits:
+def open_model(
+    path: Path, name: str, *, dtype: str, device: str, activations: WeightActivations
+) -> DeferredLogits:
     """A model on disk that is loaded once its logits are asked for. Raises as `ModelLoader`."""
     reader = open_checkpoint(path)
-    return _deferred(reader, ModelLoader(reader, dtype=dtype, device=device), name)
+    loader = ModelLoader(reader, dtype=dtype, device=device, activations=activations)
+    return _deferred(reader, loader, name)
 
 
 def open_base(path: Path, options: BaseOptions, *, device: str) -> KeptLogits | DiskLogits:
     """The base, whose logits are computed once: kept on disk, or in memory while they fit."""
     reader = open_checkpoint(path)
-    loader = ModelLoader(reader, dtype=options.dtype, device=device)
+    loader = ModelLoader(reader, dtype=options.dtype, device=device, activations=UNROUNDED)
     source = _deferred(reader, loader, options.name)
     if not options.cache:
         return KeptLogits(source)
-    key = base_cache_key(reader, dtype=loader.dtype, device=loader.device)
+    key = base_cache_key(
+        reader, dtype=loader.dtype, device=loader.device, activations=loader.activations
+    )
     return DiskLogits(source, base_cache_directory() / key)
 
 
@@ -105,7 +120,7 @@ def open_noise(path: Path, options: BaseOptions, *, device: str) -> DeferredLogi
     chosen = noise_dtype(_dtype_name(served), _dtype_name(compute))
     if chosen is None:
         return None
-    return open_model(path, options.name, dtype=chosen, device=device)
+    return open_model(path, options.name, dtype=chosen, device=device, activations=UNROUNDED)
 
 
 def check_tokenizer(

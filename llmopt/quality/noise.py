@@ -16,6 +16,7 @@ first again.
 import math
 from dataclasses import dataclass
 
+from llmopt.layers.native_linear import WeightActivations
 from llmopt.quality.bootstrap import FloatArray, ratio_interval
 from llmopt.quality.options import QualityOptions
 from llmopt.quality.perplexity import from_nats
@@ -25,6 +26,8 @@ from llmopt.quality.windows import EvaluationWindows
 from llmopt.results.schema import Interval, NoiseFloor, Verdict
 
 NOISE_DTYPES = ("bfloat16", "float16")
+# Of the noise run: before quantized weights its activations keep the bits of their dtype.
+UNROUNDED: WeightActivations = "bf16"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

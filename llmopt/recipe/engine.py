@@ -4,8 +4,11 @@ Plain data; knows nothing about the engine. The law: what is absent is as the lo
 that targets differ in what they say and in nothing else.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
+
+Activations = Literal["auto", "int8", "int16", "bf16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,9 @@ class EngineSettings:
     policy: static serves batch by batch, each request with room for its full length
     prefix_caching: keep what was computed for later requests that begin alike
     attention_window, sink_tokens: what every layer sees and keeps at most; it changes the output
+    activations: what bfloat16 activations are rounded to before quantized weights on a CPU (the
+        compiled kernels, where there are any), for speed and for quality: int8, int16, bf16 (not
+        at all), auto (int8 before weights of fewer than 8 bits, else int16)
     speculation: a proposer, or all about it
     cuda_graphs, async_scheduling: how steps are run on a GPU
     """
@@ -55,10 +61,13 @@ class EngineSettings:
     speculation: Speculation | str | None = None
     cuda_graphs: bool | None = None
     async_scheduling: Literal["auto", "on", "off"] | None = None
+    activations: Activations | None = None
 
     def given(self) -> dict[str, Any]:
-        """The settings that are not absent, but for speculation."""
-        return _given(self, without="speculation")
+        """The settings of the engine itself that are not absent, but for speculation; activations
+        are the model's.
+        """
+        return _given(self, without=("speculation", "activations"))
 
     def given_speculation(self) -> dict[str, Any] | None:
         """What is said about speculation; None: nothing."""
@@ -67,6 +76,6 @@ class EngineSettings:
         return None if self.speculation is None else _given(self.speculation)
 
 
-def _given(settings: EngineSettings | Speculation, without: str = "") -> dict[str, Any]:
+def _given(settings: EngineSettings | Speculation, without: Sequence[str] = ()) -> dict[str, Any]:
     values = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    return {name: v for name, v in values.items() if v is not None and name != without}
+    return {name: v for name, v in values.items() if v is not None and name not in without}

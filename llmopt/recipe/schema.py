@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from llmopt.recipe.backends import OWN, OWN_BACKEND, BackendSpec, backend_spec, distinct_backends
-from llmopt.recipe.engine import EngineSettings
+from llmopt.recipe.engine import Activations, EngineSettings
 from llmopt.recipe.loads import Load, load_suffixes
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -85,6 +85,11 @@ class Target:
     def dummy_config(self) -> str | None:
         """The config that random weights are made for; None: the weights are real."""
         return self.model.removeprefix(DUMMY) if self.model.startswith(DUMMY) else None
+
+    @property
+    def activations(self) -> Activations:
+        """What activations are rounded to before quantized weights, in speed and in quality."""
+        return (self.engine and self.engine.activations) or "auto"
 
 
 @dataclass(frozen=True, slots=True)

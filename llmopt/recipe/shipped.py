@@ -37,7 +37,7 @@ def recipe_directory() -> Path | None:
 
 def list_recipes(directory: Path) -> list[ShippedRecipe]:
     """Return the recipes of a directory by name; one that is broken is told, and hides no other."""
-    return [_read(path) for path in sorted(directory.glob("*.y*ml"))]
+    return [_read(path) for path in sorted(directory.glob("*.y*ml"), key=lambda path: path.stem)]
 
 
 def _read(path: Path) -> ShippedRecipe:

@@ -17,7 +17,13 @@ ENGINE_DEFINITIONS = (
     "requests held at once; drafts taken: drafted tokens that were accepted / all; tok/step: "
     "tokens that a request gets of a decode step."
 )
+ACTIVATIONS_DEFINITION = (
+    "activations: what bfloat16 activations are rounded to before quantized weights on a CPU, for "
+    "speed and for quality; bf16: not at all; auto: int8 before weights of fewer than 8 bits, else "
+    "two int8 (int16)."
+)
 _SPECULATION = "speculation"
+_ACTIVATIONS = "activations"
 
 
 def engine_notes(
@@ -26,6 +32,7 @@ def engine_notes(
     """Yield the notes for these results and their rows, which `name` calls by name."""
     pairs = list(zip(results, rows, strict=True))
     told: set[tuple[str, str]] = set()
+    settings: set[str] = set()
     for result, row in pairs:
         others = [
             (other, of_other)
@@ -39,14 +46,17 @@ def engine_notes(
             continue
         if (row.recipe, row.target) not in told:
             told.add((row.recipe, row.target))
+            settings |= {setting.partition(" ")[0] for setting in differing}
             yield f"Engine of {row.target}: {', '.join(differing)}."
         figures = [each.engine for _, each in others if each.engine is not None]
         wastes = _memory(row.engine) if differ(figures, "waste_share") else ()
         findings = [*_ratios(row), *wastes, *_drafts(row)]
         if findings:
             yield f"{name(row)}{_lengths(row)}: {'; '.join(findings)}."
-    if told:
+    if settings - {_ACTIVATIONS}:
         yield ENGINE_DEFINITIONS
+    if _ACTIVATIONS in settings:
+        yield ACTIVATIONS_DEFINITION
 
 
 def _differing(own: Mapping[str, object], others: Sequence[Mapping[str, object]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Decode steps of an engine through the buffers of CUDA graphs, with attention on Triton.
+"""Decode steps of an engine through the buffers of CUDA graphs, with its kernels on Triton.
 
 On a CPU nothing is recorded: what would be is called again, under Triton's interpreter.
 """
@@ -12,7 +12,7 @@ from llmopt.engine.kv_cache import PagedKV
 from llmopt.engine.sampling_params import SamplingParams
 from llmopt.models.loader import load_model
 
-PACKAGES = ("paged_attention", "rotary", "store_kv")
+PACKAGES = ("paged_attention", "rotary", "store_kv", "rms_norm", "gated_activation")
 PROMPTS = [[3, 4, 5], list(range(2, 14)), [7]]
 
 

@@ -1,18 +1,21 @@
-"""A decoder whose attention runs on Triton computes what it computes on torch."""
+"""A decoder whose attention, norms and activations run on Triton computes what it computes on
+torch.
+"""
 
 import pytest
 import torch
 
 from llmopt.models.loader import load_model
 from llmopt_kernels.paged_attention import AttentionMetadata
+from llmopt_kernels.rms_norm import triton as norms
 
 BLOCK = 8
-PACKAGES = ("paged_attention", "rotary", "store_kv")
+PACKAGES = ("paged_attention", "rotary", "store_kv", "rms_norm", "gated_activation")
 
 
 @pytest.fixture
 def choose(monkeypatch):
-    """Have attention run on Triton, or on torch."""
+    """Have the kernels run on Triton, or on torch."""
 
     def choose(triton: bool) -> None:
         for package in PACKAGES:
@@ -48,7 +51,7 @@ def steps(model) -> torch.Tensor:
     return torch.cat(logits)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "gemma2"])
 def test_logits_of_chunks_and_decodes(make_tiny_model, choose, device, architecture):
     model = load_model(make_tiny_model(architecture), dtype="float32", device=str(device))
     choose(False)
@@ -70,3 +73,32 @@ def test_logits_without_a_cache(make_tiny_model, choose, device):
     found = model.compute_logits(model.forward(ids, positions, metadata))
     assert not torch.equal(found, expected), "torch ran"
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])
+def test_a_sum_and_the_norm_behind_it_are_one_launch(
+    make_tiny_model, choose, device, monkeypatch, architecture
+):
+    model = load_model(make_tiny_model(architecture), dtype="float32", device=str(device))
+    launches = {"rms_norm_triton": 0, "add_rms_norm_triton": 0}
+
+    def counted(name):
+        function = getattr(norms, name)
+
+        def call(*args):
+            launches[name] += 1
+            return function(*args)
+
+        return call
+
+    for name in launches:
+        monkeypatch.setattr(norms, name, counted(name))
+    choose(True)
+    ids, metadata = torch.arange(6).to(device), AttentionMetadata.dense([6])
+    model.forward(ids, torch.arange(6).to(device), metadata)
+    num_layers = model.config.num_layers
+    others = 4 * num_layers if architecture == "gemma3_text" else 0  # of heads and of branches
+    assert launches == {
+        "rms_norm_triton": 1 + others,  # the first, with nothing to add
+        "add_rms_norm_triton": 2 * num_layers - 1,
+    }

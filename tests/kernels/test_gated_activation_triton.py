@@ -85,3 +85,48 @@ def test_what_runs_on_a_cpu_agrees_with_the_definitions(form, activation):
     assert (codes.float() == expected_codes.float()).float().mean() > 0.97  # beside a tie
     assert_close(kernels.gelu_mul(gate_up), exact(gate_up, "gelu"), magnitude=4)
     assert_close(definition.gelu_mul_reference(gate_up), exact(gate_up, "gelu"), magnitude=4)
+
+
+@pytest.mark.parametrize("features", [700, 2048])
+def test_no_configuration_changes_a_result(features, device):
+    gate_up = make(3, features, torch.bfloat16, device)
+    expected = fast.gated_activation_triton(gate_up, "silu")
+    codes, scales = fast.gated_quantize_triton(gate_up, "silu", "int8")
+    configs = fast.candidates(features, rounded=False)
+    assert {config["BLOCK"] for config in configs} == {256, 512, 1024, 2048, 4096}
+    for config in configs:
+        found = fast.gated_activation_triton(gate_up, "silu", config=config)
+        assert torch.equal(found, expected)
+    for config in fast.candidates(features, rounded=True):
+        rounded = fast.gated_quantize_triton(gate_up, "silu", "int8", config=config)
+        assert torch.equal(rounded[0], codes)
+        assert torch.equal(rounded[1], scales)
+
+
+def test_a_launch_takes_the_configuration_of_its_class(device, monkeypatch):
+    asked = []
+
+    def launch_config(kernel, shape_class, default):
+        asked.append((kernel, shape_class))
+        return default
+
+    monkeypatch.setattr(fast, "launch_config", launch_config)
+    gate_up = make(3, 100, torch.float32, device)
+    fast.gated_activation_triton(gate_up, "silu")
+    fast.gated_activation_triton(gate_up.repeat(100, 1), "silu")
+    fast.gated_quantize_triton(gate_up, "silu", "fp8")
+    names = ["few_f128", "many_f128", "few_f128_rounded"]
+    assert asked == [("gated_activation", name) for name in names]
+    given = {"BLOCK": 32, "num_warps": 1}
+    assert_close(
+        fast.gated_activation_triton(gate_up, "silu", config=given), exact(gate_up, "silu")
+    )
+    fast.gated_quantize_triton(gate_up, "silu", "fp8", config={"num_warps": 1})
+    assert len(asked) == 3, "what is given is taken"
+
+
+@pytest.mark.parametrize("features", [128, 1000, 14336, 28672, 65536])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_the_default_is_among_the_candidates(features, rounded):
+    default = fast.default_config(features, rounded=rounded)
+    assert default in fast.candidates(features, rounded=rounded)

@@ -90,6 +90,43 @@ def test_the_residual_sum_is_rounded_and_then_normalized(shape, dtype, device):
     assert torch.equal(residual, before)
 
 
+@pytest.mark.parametrize("channels", [20, 64])
+def test_no_configuration_changes_a_result(channels, device):
+    x, residual = (make((37, channels), torch.bfloat16, device, seed) for seed in (0, 1))
+    weight = make((channels,), torch.bfloat16, device, seed=2)
+    expected = fast.add_rms_norm_triton(x, residual, weight, 1e-5)
+    configs = fast.candidates(channels)
+    assert len(configs) > 4
+    for config in configs:
+        found = fast.add_rms_norm_triton(x, residual, weight, 1e-5, config=config)
+        assert torch.equal(found[1], expected[1])
+        assert_close(found[0], exact(expected[1], weight, 1e-5))
+
+
+def test_a_launch_takes_the_configuration_of_its_class(device, monkeypatch):
+    asked = []
+
+    def launch_config(kernel, shape_class, default):
+        asked.append((kernel, shape_class))
+        return {"BLOCK_ROWS": 2, "num_warps": 1}
+
+    monkeypatch.setattr(fast, "launch_config", launch_config)
+    x, weight = make((3, 100), torch.float32, device), torch.ones(100, device=device)
+    assert_close(fast.rms_norm_triton(x, weight, 1e-5), exact(x, weight, 1e-5))
+    fast.add_rms_norm_quantize_triton(x, x, weight, 1e-5, "int8")
+    fast.rms_norm_triton(x.repeat(100, 1), weight, 1e-5)
+    assert asked == [("rms_norm", f"{rows}_c128") for rows in ("few", "few", "many")]
+    given = {"BLOCK_ROWS": 1, "num_warps": 1}
+    fast.rms_norm_triton(x, weight, 1e-5, config=given)
+    fast.rms_norm_quantize_triton(x, weight, 1e-5, "int8", config=given)
+    assert len(asked) == 3, "what is given is taken"
+
+
+@pytest.mark.parametrize("channels", [32, 128, 1000, 4096, 16384, 65536])
+def test_the_default_is_among_the_candidates(channels):
+    assert fast.default_config(channels) in fast.candidates(channels)
+
+
 @triton.jit
 def round_kernel(
     value_ptr, code_ptr, scale_ptr, ROWS: tl.constexpr, N: tl.constexpr, FORM: tl.constexpr

@@ -13,6 +13,7 @@ from llmopt_kernels.token_rounding import FORMS, round_tokens
 from llmopt_kernels.tuning import Config, launch_config
 
 MAX_FEATURES = 65536  # of a row that is rounded
+FEW_ROWS = 256  # up to so many, which a decode may have, programs leave a GPU idle
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 GELU_SLOPE = tl.constexpr(1.5957691216057308)  # 2 * sqrt(2 / pi)
 
@@ -57,13 +58,20 @@ def gated_quantize_kernel(gate_up_ptr, out_ptr, scale_ptr, features, row_stride,
     tl.store(scale_ptr + row + tl.arange(0, 1), scales)
 
 
-def shape_class(features: int) -> str:
-    """Launch configurations are tuned by the width of a row."""
-    return f"f{triton.next_power_of_2(features)}"
+def shape_class(num_rows: int, features: int, *, rounded: bool) -> str:
+    """Launch configurations are tuned by the width of a row, for few rows and for many, and for
+    each of the two kernels.
+    """
+    rows = "few" if num_rows <= FEW_ROWS else "many"
+    return f"{rows}_f{triton.next_power_of_2(features)}{'_rounded' if rounded else ''}"
 
 
-def candidates() -> list[Config]:
-    """What a tuner tries for the kernel that does not round; the other holds a row."""
+def candidates(features: int, *, rounded: bool) -> list[Config]:
+    """What a tuner tries. The kernel that rounds holds a whole row, in any number of warps."""
+    if rounded:
+        width = triton.next_power_of_2(features)
+        choices = [1, 2, 4, 8, 16, 32]
+        return [{"num_warps": warps} for warps in choices if 4 <= width // (32 * warps) <= 64]
     return [
         {"BLOCK": block, "num_warps": warps}
         for block in (256, 512, 1024, 2048, 4096)
@@ -72,15 +80,26 @@ def candidates() -> list[Config]:
     ]
 
 
-DEFAULT: Config = {"BLOCK": 1024, "num_warps": 4}  # 8 elements a thread: 16 bytes of 16-bit types
+def default_config(features: int, *, rounded: bool) -> Config:
+    """8 elements a thread, 16 bytes of 16-bit types; 16 where a program holds a row, if it may
+    have so many threads.
+    """
+    if rounded:
+        return {"num_warps": min(32, max(1, triton.next_power_of_2(features) // 512))}
+    return {"BLOCK": 1024, "num_warps": 4}
 
 
-def gated_activation_triton(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
-    """gate_up: [T, 2 * F], rows contiguous; activation: silu, gelu_tanh or gelu -> [T, F]."""
+def gated_activation_triton(
+    gate_up: torch.Tensor, activation: str, *, config: Config | None = None
+) -> torch.Tensor:
+    """gate_up: [T, 2 * F], rows contiguous; activation: silu, gelu_tanh or gelu -> [T, F].
+
+    config None: the tuned one.
+    """
     rows, features = gate_up.shape[0], gate_up.shape[1] // 2
     assert gate_up.stride(1) == 1, "features side by side"
     out = torch.empty((rows, features), dtype=gate_up.dtype, device=gate_up.device)
-    config = launch_config("gated_activation", shape_class(features), DEFAULT)
+    config = config or _tuned_config(rows, features, rounded=False)
     if rows:
         grid = (rows, triton.cdiv(features, config["BLOCK"]))
         gated_kernel[grid](gate_up, out, features, gate_up.stride(0), activation, **config)
@@ -88,7 +107,7 @@ def gated_activation_triton(gate_up: torch.Tensor, activation: str) -> torch.Ten
 
 
 def gated_quantize_triton(
-    gate_up: torch.Tensor, activation: str, form: str
+    gate_up: torch.Tensor, activation: str, form: str, *, config: Config | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `gated_activation_triton`, rounded: -> codes [T, F], scales float32 [T, 1]."""
     rows, features = gate_up.shape[0], gate_up.shape[1] // 2
@@ -96,8 +115,8 @@ def gated_quantize_triton(
     assert features <= MAX_FEATURES, "a row stays in registers"
     codes = torch.empty((rows, features), dtype=FORMS[form], device=gate_up.device)
     scales = torch.empty((rows, 1), dtype=torch.float32, device=gate_up.device)
+    config = config or _tuned_config(rows, features, rounded=True)
     if rows:
-        block = triton.next_power_of_2(features)
         gated_quantize_kernel[(rows,)](
             gate_up,
             codes,
@@ -106,19 +125,20 @@ def gated_quantize_triton(
             gate_up.stride(0),
             activation,
             form,
-            block,
-            num_warps=_row_warps(block),
+            triton.next_power_of_2(features),
+            **config,
         )
     return codes, scales
 
 
-def _row_warps(block: int) -> int:
-    """16 elements a thread, if a program may have so many threads."""
-    return min(32, max(1, block // 512))
+def _tuned_config(num_rows: int, features: int, *, rounded: bool) -> Config:
+    name = shape_class(num_rows, features, rounded=rounded)
+    return launch_config("gated_activation", name, default_config(features, rounded=rounded))
 
 
 def aot_signatures() -> list[AotCase]:
     """The MLP of an 8B model, and the row of a 70B model."""
+    default = default_config(14336, rounded=False)
     plain = [
         AotCase(
             name=f"gated_activation {activation}",
@@ -129,9 +149,9 @@ def aot_signatures() -> list[AotCase]:
                 "features": "i32",
                 "row_stride": "i32",
             },
-            constexprs={"ACTIVATION": activation, "BLOCK": DEFAULT["BLOCK"]},
+            constexprs={"ACTIVATION": activation, "BLOCK": default["BLOCK"]},
             aligned=("features", "row_stride"),
-            num_warps=DEFAULT["num_warps"],
+            num_warps=default["num_warps"],
         )
         for activation in ("silu", "gelu_tanh", "gelu")
     ]
@@ -152,7 +172,7 @@ def aot_signatures() -> list[AotCase]:
                 "BLOCK": triton.next_power_of_2(features),
             },
             aligned=("features", "row_stride"),
-            num_warps=_row_warps(triton.next_power_of_2(features)),
+            num_warps=default_config(features, rounded=True)["num_warps"],
         )
         for features in (14336, 28672)
         for form in FORMS

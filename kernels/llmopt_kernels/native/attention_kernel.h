@@ -279,7 +279,8 @@ inline void attend_block(const AttentionTile& tile, const KeyValues& kv, const B
                result.out, dim, true, tile.rows);
 }
 
-void attend(const AttentionTile& tile, const KeyValues& kv, void* memory, TileSums result) {
+void attend(const AttentionTile& tile, const KeyValues& kv, const AttentionTile& next_tile,
+            const KeyValues& next_kv, void* memory, TileSums result) {
   const Scratch scratch = place_scratch(memory, tile.rows, tile.padded_dim);
   const int rows = tile.heads * tile.rows;
   std::memset(result.out, 0, size_t(rows) * tile.padded_dim * sizeof(float));
@@ -292,7 +293,10 @@ void attend(const AttentionTile& tile, const KeyValues& kv, void* memory, TileSu
   BlockPlaces places = find_places(tile, kv, first);
   while (first < tile.last_key) {
     const int next = next_block(tile, first + kKeyBlock);
-    const BlockPlaces following = find_places(tile, kv, next < tile.last_key ? next : first);
+    const BlockPlaces following =
+        next < tile.last_key
+            ? find_places(tile, kv, next)
+            : find_places(next_tile, next_kv, next_block(next_tile, next_tile.first_key));
     for (int head = 0; head < tile.heads; head++) {
       const int row = head * tile.rows;
       const size_t at = size_t(row) * tile.padded_dim;

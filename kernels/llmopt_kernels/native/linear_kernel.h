@@ -12,8 +12,27 @@
 namespace {
 
 constexpr int kBlockBytes = 64;           // one load: 16 rows of 4 bytes
-constexpr int kStreamingTokens = 4;       // up to so many tokens the memory is the limit
 constexpr size_t kChunkBytes = 384 << 10;  // inputs of a chunk of tokens stay in the L2 cache
+
+// The tiles that take the tokens of a chunk over the same rows, one after the other: this is number
+// `index`. Each asks for its share of the rows that come next, so that the memory never waits.
+struct Turn {
+  int index, count;
+};
+
+// A tile's share of what comes next, some lines for each step of `lines_read` lines.
+struct Ahead {
+  const uint8_t* next;
+  int lines;
+  Ahead(const uint8_t* data, size_t steps, int lines_read, const Turn& turn) {
+    lines = (lines_read + turn.count - 1) / turn.count;
+    next = data + turn.index * lines * steps * kBlockBytes;
+    if (turn.index * lines >= lines_read) lines = 0;
+  }
+  inline void step() {
+    for (int i = 0; i < lines; i++, next += kBlockBytes) __builtin_prefetch(next);
+  }
+};
 
 struct Plain4 {
   static constexpr int kVectors = 2;
@@ -124,13 +143,14 @@ __attribute__((noinline)) void finish(const LinearWeight& w, const Output& out, 
 template <class Code, int R, int T>
 struct CodeTile {
   static void run(const LinearWeight& w, const Activations& act, const Output& out, int block,
-                  int token) {
+                  int token, const Turn& turn) {
     constexpr int V = Code::kVectors;
     const int steps = w.padded_in / w.step, groups = w.padded_in / w.group_size;
     const int steps_per_group = w.group_size / w.step;
     const size_t block_bytes = size_t(w.padded_in) / V * kRowBlock;
     const Ints table = w.table ? simd::load_table(w.table) : simd::zero_ints();
     const uint8_t* data = w.data + block * block_bytes;
+    Ahead ahead(data + R * block_bytes, block_bytes / kBlockBytes, R, turn);
     const int8_t* x = static_cast<const int8_t*>(act.values) + size_t(token) * w.padded_in;
     const float* x_scales = act.scales + size_t(token) * steps;
     const float* x_sums = act.sums + size_t(token) * steps;
@@ -145,10 +165,8 @@ struct CodeTile {
       }
       for (int k = 0; k < w.step; k += 4 * V, data += kBlockBytes, x += 4 * V) {
         Ints codes[R][V];
-        UNROLL for (int r = 0; r < R; r++) {
-          if (T <= kStreamingTokens) __builtin_prefetch(data + (r + R) * block_bytes);
-          Code::unpack(data + r * block_bytes, table, codes[r]);
-        }
+        ahead.step();
+        UNROLL for (int r = 0; r < R; r++) Code::unpack(data + r * block_bytes, table, codes[r]);
         UNROLL for (int v = 0; v < V; v++) {
           UNROLL for (int t = 0; t < T; t++) {
             const Ints inputs = simd::broadcast_bytes(x + size_t(t) * w.padded_in + 4 * v);
@@ -180,11 +198,13 @@ struct CodeTile {
 // by side: more would be more streams than the caches follow.
 template <int R, int T>
 void row_tile(const LinearWeight& w, const Activations& act, const Output& out, int block,
-              int token) {
+              int token, const Turn& turn) {
   static_assert(R * T == kRowBlock, "as many sums as lanes");
   constexpr int kPass = R < 8 ? R : 8;
   const size_t row_bytes = size_t(w.padded_in) * 2;
   const uint8_t* x = static_cast<const uint8_t*>(act.values) + size_t(token) * row_bytes;
+  const uint8_t* following = w.data + (block + 1) * kRowBlock * row_bytes;
+  Ahead ahead(following, kRowBlock / kPass * (row_bytes / kBlockBytes), kPass, turn);
   float sums[T][kRowBlock];
   for (int first = 0; first < kRowBlock; first += R) {
     Floats totals[kRowBlock];
@@ -201,8 +221,8 @@ void row_tile(const LinearWeight& w, const Activations& act, const Output& out, 
       for (size_t k = 0; k < row_bytes; k += kBlockBytes) {
         Ints inputs[T];
         UNROLL for (int t = 0; t < T; t++) inputs[t] = simd::load(x + t * row_bytes + k);
+        ahead.step();
         UNROLL for (int r = 0; r < kPass; r++) {
-          if (T <= kStreamingTokens) __builtin_prefetch(rows[r] + kPass * row_bytes + k);
           const Ints columns = simd::load(rows[r] + k);
           UNROLL for (int t = 0; t < T; t++) simd::dot2(acc[r][t], columns, inputs[t]);
         }
@@ -231,13 +251,16 @@ using Plain8Tile = CodeTile<Plain8, R, T>;
 template <template <int, int> class Tile, int R>
 void multiply_rows(const LinearWeight& w, const Activations& act, const Output& out, int block,
                    int first, int last) {
+  const int tokens = last - first, pairs = R <= 2 ? tokens % 4 / 2 : tokens / 2;
+  const int fours = R <= 2 ? tokens / 8 + tokens % 8 / 4 : 0;
+  Turn turn = {0, fours + pairs + tokens % 2};
   int t = first;
   if constexpr (R <= 2) {
-    for (; t + 8 <= last; t += 8) Tile<R, 8>::run(w, act, out, block, t);
-    for (; t + 4 <= last; t += 4) Tile<R, 4>::run(w, act, out, block, t);
+    for (; t + 8 <= last; t += 8, turn.index++) Tile<R, 8>::run(w, act, out, block, t, turn);
+    for (; t + 4 <= last; t += 4, turn.index++) Tile<R, 4>::run(w, act, out, block, t, turn);
   }
-  for (; t + 2 <= last; t += 2) Tile<R, 2>::run(w, act, out, block, t);
-  for (; t < last; t++) Tile<R, 1>::run(w, act, out, block, t);
+  for (; t + 2 <= last; t += 2, turn.index++) Tile<R, 2>::run(w, act, out, block, t, turn);
+  for (; t < last; t++, turn.index++) Tile<R, 1>::run(w, act, out, block, t, turn);
 }
 
 // Tokens whose inputs stay in the cache together: whole tiles.
@@ -268,10 +291,12 @@ void multiply_plain_rows(const LinearWeight& w, const Activations& act, const Ou
   for (int start = 0; start < num_tokens; start += chunk) {
     const int end = start + chunk < num_tokens ? start + chunk : num_tokens;
     for (int b = first; b < last; b++) {
+      const int tokens = end - start;
+      Turn turn = {0, tokens / 4 + tokens % 4 / 2 + tokens % 2};
       int t = start;
-      for (; t + 4 <= end; t += 4) row_tile<4, 4>(w, act, out, b, t);
-      for (; t + 2 <= end; t += 2) row_tile<8, 2>(w, act, out, b, t);
-      for (; t < end; t++) row_tile<16, 1>(w, act, out, b, t);
+      for (; t + 4 <= end; t += 4, turn.index++) row_tile<4, 4>(w, act, out, b, t, turn);
+      for (; t + 2 <= end; t += 2, turn.index++) row_tile<8, 2>(w, act, out, b, t, turn);
+      for (; t < end; t++, turn.index++) row_tile<16, 1>(w, act, out, b, t, turn);
     }
   }
 }

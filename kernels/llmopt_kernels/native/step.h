@@ -125,7 +125,10 @@ struct StepFunctions {
   void (*norm)(const Norm& norm, const float* x, float* y, int width);
   // y [width] of x [2 * width], the gate first, or of x [width].
   void (*activate)(int32_t activation, bool gated, const float* x, float* y, int width);
-  void (*attend)(const AttentionTile& tile, const KeyValues& kv, void* scratch, TileSums result);
+  // The tile and the one that this thread takes next (the same, if there is none), whose first keys
+  // and values are asked for while the last ones of this tile are computed with.
+  void (*attend)(const AttentionTile& tile, const KeyValues& kv, const AttentionTile& next,
+                 const KeyValues& next_kv, void* scratch, TileSums result);
   void (*widen)(const uint16_t* x, float* y, int count);
   void (*round)(const float* x, uint16_t* y, int count);
   // y = x, or y += x.

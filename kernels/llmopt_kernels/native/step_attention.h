@@ -61,50 +61,69 @@ void keep_rows(const Step& s, const Tile& tile, int head, const TileSums& sums, 
   }
 }
 
-// One tile, `num_heads` key/value heads from `first_head` on.
-void attend_tile(const Step& s, int index, const Tile& tile, int first_head, int num_heads,
-                 const Worker& me) {
+// A tile's share of the heads: `num_heads` key/value heads from `first_head` on.
+struct Work {
+  const Tile* tile;
+  int first_head, num_heads;
+};
+
+// What is computed of it, but for its queries.
+AttentionTile describe(const Step& s, int index, const Work& work) {
   const Model& m = s.m;
-  const int group = m.num_heads / m.num_kv_heads, dim = padded_dim(m);
-  const int rows = tile.num_tokens * group;
   const BlockGroup* blocks = group_of(s, index);
+  AttentionTile tile = {};
+  tile.heads = work.num_heads;
+  tile.rows_per_token = m.num_heads / m.num_kv_heads;
+  tile.rows = work.tile->num_tokens * tile.rows_per_token;
+  tile.first_position = work.tile->first_position;
+  tile.first_key = work.tile->first_key;
+  tile.last_key = work.tile->last_key;
+  tile.window = visible_window(m.layers[index], blocks);
+  tile.num_sinks = blocks ? blocks->num_sinks : 0;
+  tile.head_dim = m.head_dim;
+  tile.padded_dim = padded_dim(m);
+  tile.scale = m.attention_scale;
+  tile.soft_cap = m.attention_soft_cap;
+  return tile;
+}
+
+void attend_tile(const Step& s, int index, const Work& work, const Work& next, const Worker& me) {
+  AttentionTile tile = describe(s, index, work);
+  const int group = tile.rows_per_token, dim = tile.padded_dim, first_row = work.tile->first_row;
   const TileMemory memory = tile_memory(s, me);
-  for (int h = 0; h < num_heads; h++) {
-    for (int t = 0; t < tile.num_tokens; t++) {
-      const size_t from = size_t(tile.first_row + t) * m.num_heads + (first_head + h) * group;
-      std::memcpy(memory.queries + (size_t(h) * rows + t * group) * dim, s.b.queries + from * dim,
-                  size_t(group) * dim * sizeof(uint16_t));
+  for (int h = 0; h < work.num_heads; h++) {
+    for (int t = 0; t < work.tile->num_tokens; t++) {
+      const size_t from = size_t(first_row + t) * s.m.num_heads + (work.first_head + h) * group;
+      std::memcpy(memory.queries + (size_t(h) * tile.rows + t * group) * dim,
+                  s.b.queries + from * dim, size_t(group) * dim * sizeof(uint16_t));
     }
   }
-  AttentionTile work = {};
-  work.queries = memory.queries;
-  work.heads = num_heads;
-  work.rows = rows;
-  work.rows_per_token = group;
-  work.first_position = tile.first_position;
-  work.first_key = tile.first_key;
-  work.last_key = tile.last_key;
-  work.window = visible_window(m.layers[index], blocks);
-  work.num_sinks = blocks ? blocks->num_sinks : 0;
-  work.head_dim = m.head_dim;
-  work.padded_dim = dim;
-  work.scale = m.attention_scale;
-  work.soft_cap = m.attention_soft_cap;
-  s.run.attend(work, keys_of(s, index, tile.request, first_head), memory.scratch, memory.sums);
-  for (int h = 0; h < num_heads * group; h++) {
-    keep_rows(s, tile, first_head * group + h, memory.sums, h / group * rows + h % group, group);
+  tile.queries = memory.queries;
+  s.run.attend(tile, keys_of(s, index, work.tile->request, work.first_head),
+               describe(s, index, next), keys_of(s, index, next.tile->request, next.first_head),
+               memory.scratch, memory.sums);
+  for (int h = 0; h < work.num_heads * group; h++) {
+    keep_rows(s, *work.tile, work.first_head * group + h, memory.sums,
+              h / group * tile.rows + h % group, group);
   }
 }
 
 // Tiles as they come; all heads of one together, whose keys lie together, where there are enough.
+// A thread takes its next before it begins one, so that it can ask for its keys.
 void attend(const Step& s, int index, const Worker& me) {
   const int tiles = int(s.plan.tiles.size()), heads = s.m.num_kv_heads;
   const int together = tiles >= 2 * me.parts ? heads : 1, per_tile = heads / together;
-  for (;;) {
-    const int next = s.next_tile[index].fetch_add(1, std::memory_order_relaxed);
-    if (next >= tiles * per_tile) return;
-    const int first_head = next % per_tile * together;
-    attend_tile(s, index, s.plan.tiles[next / per_tile], first_head, together, me);
+  const int count = tiles * per_tile;
+  const auto take = [&] {
+    return s.next_tile[index].fetch_add(1, std::memory_order_relaxed);
+  };
+  const auto work = [&](int number) {
+    return Work{&s.plan.tiles[number / per_tile], number % per_tile * together, together};
+  };
+  for (int now = take(); now < count;) {
+    const int next = take();
+    attend_tile(s, index, work(now), work(next < count ? next : now), me);
+    now = next;
   }
 }
 

@@ -15,6 +15,7 @@ from llmopt_kernels.tuning import Config, launch_config
 
 MAX_CHANNELS = 65536  # a row stays in registers
 TILE = 4096  # elements of a program that holds several short rows
+FEW_ROWS = 256  # up to so many, which a decode may have, programs leave a GPU idle
 
 
 @triton.jit
@@ -61,9 +62,9 @@ def rms_norm_kernel(
         tl.store(out_ptr + packed, out, mask=mask)
 
 
-def shape_class(channels: int) -> str:
-    """Launch configurations are tuned by the width of a row."""
-    return f"c{triton.next_power_of_2(channels)}"
+def shape_class(num_rows: int, channels: int) -> str:
+    """Launch configurations are tuned by the width of a row, for few rows and for many."""
+    return f"{'few' if num_rows <= FEW_ROWS else 'many'}_c{triton.next_power_of_2(channels)}"
 
 
 def candidates(channels: int) -> list[Config]:
@@ -84,40 +85,53 @@ def default_config(channels: int) -> Config:
     return {"BLOCK_ROWS": rows, "num_warps": min(16, max(2, rows * block // 512))}
 
 
-def rms_norm_triton(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """See `rms_norm`. The last dimension is contiguous."""
+def rms_norm_triton(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, *, config: Config | None = None
+) -> torch.Tensor:
+    """See `rms_norm`. The last dimension is contiguous. config None: the tuned one."""
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _launch(x, None, weight, eps, out, out, out, "none")
+    _launch(x, None, weight, eps, out, out, out, "none", config)
     return out
 
 
 def add_rms_norm_triton(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    *,
+    config: Config | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `add_rms_norm`."""
+    """See `add_rms_norm`. config None: the tuned one."""
     out, total = torch.empty_like(residual), torch.empty_like(residual)
-    _launch(x, residual, weight, eps, out, total, out, "none")
+    _launch(x, residual, weight, eps, out, total, out, "none", config)
     return out, total
 
 
 def rms_norm_quantize_triton(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, form: str
+    x: torch.Tensor, weight: torch.Tensor, eps: float, form: str, *, config: Config | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `rms_norm_quantize`."""
+    """See `rms_norm_quantize`. config None: the tuned one."""
     codes = torch.empty(x.shape, dtype=FORMS[form], device=x.device)
     scales = torch.empty((len(x), 1), dtype=torch.float32, device=x.device)
-    _launch(x, None, weight, eps, codes, codes, scales, form)
+    _launch(x, None, weight, eps, codes, codes, scales, form, config)
     return codes, scales
 
 
 def add_rms_norm_quantize_triton(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float, form: str
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    form: str,
+    *,
+    config: Config | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """See `add_rms_norm_quantize`."""
+    """See `add_rms_norm_quantize`. config None: the tuned one."""
     codes = torch.empty(x.shape, dtype=FORMS[form], device=x.device)
     scales = torch.empty((len(x), 1), dtype=torch.float32, device=x.device)
     total = torch.empty_like(residual)
-    _launch(x, residual, weight, eps, codes, total, scales, form)
+    _launch(x, residual, weight, eps, codes, total, scales, form, config)
     return codes, scales, total
 
 
@@ -130,6 +144,7 @@ def _launch(
     total: torch.Tensor,
     scales: torch.Tensor,
     form: str,
+    config: Config | None,
 ) -> None:
     channels = x.shape[-1]
     assert channels <= MAX_CHANNELS, "a row stays in registers"
@@ -139,7 +154,7 @@ def _launch(
     num_rows = x.numel() // channels
     if num_rows == 0:
         return
-    config = launch_config("rms_norm", shape_class(channels), default_config(channels))
+    config = config or _tuned_config(num_rows, channels)
     rms_norm_kernel[(triton.cdiv(num_rows, config["BLOCK_ROWS"]),)](
         x,
         x if residual is None else residual,
@@ -158,6 +173,11 @@ def _launch(
         BLOCK_C=triton.next_power_of_2(channels),
         **config,
     )
+
+
+def _tuned_config(num_rows: int, channels: int) -> Config:
+    name = shape_class(num_rows, channels)
+    return launch_config("rms_norm", name, default_config(channels))
 
 
 def _row_strides(x: torch.Tensor) -> tuple[int, int, int]:

@@ -13,8 +13,7 @@ from llmopt.bench.loaded import LoadedModels
 from llmopt.bench.observer import SilentObserver
 from llmopt.bench.quantization import quantization_problems
 from llmopt.bench.sweep import run_recipe
-from llmopt.models.loader import load_model
-from llmopt.recipe.engine import EngineSettings, Speculation
+from llmopt.recipe.engine import Activations, EngineSettings, Speculation
 from llmopt.recipe.schema import Base, Load, Quality, QuantizeSpec, Recipe, Target
 from llmopt.results.store import read_results
 
@@ -117,12 +116,32 @@ def test_bytes_are_tokens_of_the_vocabulary():
 
 
 def test_a_model_is_made_once_for_each_scheme(config):
-    models = LoadedModels(10**9, lambda path, dtype: load_model(path, dtype=dtype))
+    models = LoadedModels.on("cpu")
     path = Path(config)
     plain = models.get_dummy(path, "float32", None)
     packed = models.get_dummy(path, "float32", "w4g32")
     assert models.get_dummy(path, "float32", None) is plain
     assert models.get_dummy(path, "float32", "w4g32") is packed is not plain
+    exact = models.get_dummy(path, "float32", "w4g32", "bf16")
+    assert models.get_dummy(path, "float32", "w4g32", "bf16") is exact is not packed
+
+
+def test_random_weights_meet_the_activations_that_were_asked_for(config, tmp_path, has_native):
+    def target(name: str, activations: Activations | None) -> Target:
+        engine = None if activations is None else EngineSettings(activations=activations)
+        return Target(name, f"dummy:{config}", "bfloat16", "w4g32", engine)
+
+    targets = (target("auto", None), target("int16", "int16"), target("bf16", "bf16"))
+    base = Base(f"dummy:{config}", "bfloat16", "full")
+    recipe = Recipe("r", base, targets, (Load(1, 2, 16, 2),), repeats=1)
+    found = measure(recipe, tmp_path)
+    kernels = {name: set(found[name].model.kernels) for name in ("auto", "int16", "bf16")}
+    if has_native:
+        assert "native w4a8" in kernels["auto"]
+        assert "native w4a16" in kernels["int16"]
+    assert not any(kernel.startswith("native w4") for kernel in kernels["bf16"])
+    settings = {name: each.backend.settings["activations"] for name, each in found.items()}
+    assert settings == {"full": "auto", "auto": "auto", "int16": "int16", "bf16": "bf16"}
 
 
 def test_what_there_is_no_kernel_for_is_refused():

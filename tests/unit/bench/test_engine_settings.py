@@ -8,7 +8,7 @@ from llmopt.bench.workload_spec import open_load
 from llmopt.errors import RecipeError
 from llmopt.recipe.engine import EngineSettings, Speculation
 from llmopt.recipe.load import load_recipe
-from llmopt.recipe.schema import Load
+from llmopt.recipe.schema import Base, Load, Recipe, Target
 from llmopt.results.codec import from_json, to_json
 from llmopt.results.schema import BackendFacts
 
@@ -42,6 +42,34 @@ def test_a_result_keeps_the_settings_and_can_be_read_again():
     assert facts.settings["kv_dtype"] == "int8"
     assert facts.settings["speculation"]["proposer"] == "ngram"
     assert from_json(BackendFacts, to_json(facts), "x") == facts
+    assert facts.settings["activations"] == "auto"
+
+
+def test_activations_are_kept_beside_quality_too():
+    settings = EngineSettings(activations="bf16")
+    assert backend_facts(PLAN, settings).settings["activations"] == "bf16"
+    assert backend_facts(None, settings).settings == {"activations": "bf16"}
+    assert engine_config(PLAN, settings) == engine_config(PLAN)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "activations", "is_refused"),
+    [
+        ("float32", "int8", True),
+        ("float16", "int16", True),
+        ("float32", "bf16", False),
+        ("float32", "auto", False),
+        ("bfloat16", "int8", False),
+        ("auto", "int8", False),  # which dtype that is, the checkpoint says
+    ],
+)
+def test_a_dtype_without_such_activations_is_refused_where_it_is_named(
+    dtype, activations, is_refused
+):
+    target = Target("t", "m", dtype, engine=EngineSettings(activations=activations))
+    found = list(engine_problems(Recipe("r", Base("m"), (target,))))
+    assert [problem.path for problem in found] == [("targets", 0, "engine")] * is_refused
+    assert all(f"activations of {activations} were asked for" in p.message for p in found)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ from llmopt.models.loader import load_model
 class CountingLoader:
     def __init__(self) -> None:
         self.loads: list[tuple[Path, str]] = []
+        self.activations: list[str] = []
 
-    def __call__(self, path, dtype):
+    def __call__(self, path, dtype, activations):
         self.loads.append((path, dtype))
-        return load_model(path, dtype=dtype)
+        self.activations.append(activations)
+        return load_model(path, dtype=dtype, activations=activations)
 
 
 @pytest.fixture
@@ -28,6 +30,14 @@ def test_models_that_fit_are_loaded_once(tiny_llama, loader):
     models.get(tiny_llama, "bfloat16")
     assert models.get(tiny_llama, "float32") is first
     assert loader.loads == [(tiny_llama, "float32"), (tiny_llama, "bfloat16")]
+
+
+def test_models_of_other_activations_are_others(tiny_llama, loader):
+    models = LoadedModels(10**9, loader)
+    plain = models.get(tiny_llama, "bfloat16")
+    exact = models.get(tiny_llama, "bfloat16", "bf16")
+    assert models.get(tiny_llama, "bfloat16", "auto") is plain is not exact
+    assert loader.activations == ["auto", "bf16"]
 
 
 def test_the_one_used_longest_ago_goes_first(make_tiny_llama, loader):
@@ -48,6 +58,15 @@ def test_a_model_beyond_the_budget_is_served_alone(make_tiny_llama, loader):
     models.get(b, "float32")
     models.get(a, "float32")
     assert [path for path, _ in loader.loads] == [a, b, a]
+
+
+def test_an_output_head_that_is_the_embedding_is_counted_once(make_tiny_llama, loader):
+    a, b = (make_tiny_llama(seed=seed, tie_word_embeddings=True) for seed in (1, 2))
+    model = load_model(a, dtype="float32")
+    models = LoadedModels(2 * model.weight_bytes + model.embedding.nbytes // 2, loader)
+    for path in (a, b, a):
+        models.get(path, "float32")
+    assert [path for path, _ in loader.loads] == [a, b]
 
 
 def test_a_failed_load_keeps_the_others(tiny_llama, loader, tmp_path):

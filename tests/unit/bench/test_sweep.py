@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 
 from llmopt.bench import examine, sweep
+from llmopt.bench.examine import QualityComparison
 from llmopt.bench.metrics import summarize_cell
 from llmopt.bench.observer import SilentObserver
 from llmopt.data import read_text
 from llmopt.errors import ModelError, OutputError, UsageError
+from llmopt.quality import measure
+from llmopt.recipe.engine import EngineSettings
 from llmopt.recipe.schema import (
     Base,
     Calibration,
@@ -171,6 +174,79 @@ def test_the_noise_floor_is_measured_once_and_is_the_target_that_it_equals(
     assert quality["bf16"].verdict.label == quality["same"].verdict.label == "indistinguishable"
     assert quality["same"].kld_mean == quality["same"].verdict.times_noise == 0
     assert quality["rtn"].verdict.times_noise > 1
+
+
+def test_quality_is_that_of_the_activations_which_are_served(
+    recipe, run, tmp_path, monkeypatch, has_native
+):
+    if not has_native:
+        pytest.skip("the C++ kernels are off or cannot be compiled here")
+    quantized = QuantizeSpec("rtn", 4, 32)
+    fast = Target("fast", recipe.base.model, "bfloat16", quantized)
+    exact = replace(fast, name="exact", engine=EngineSettings(activations="bf16"))
+    recipe = replace(recipe, targets=(fast, exact), repeats=1, loads=recipe.loads[:1])
+    results = {result.target: result for result in run(recipe)}
+    assert "native w4a8" in results["fast"].model.kernels
+    assert "native w4a8" not in results["exact"].model.kernels
+    assert results["fast"].model.path_hash == results["exact"].model.path_hash
+    assert results["fast"].quality.kld_mean != results["exact"].quality.kld_mean
+
+    (checkpoint,) = (tmp_path / "work").glob("*-rtn-*")
+    scored = []
+    real = examine.score_windows
+
+    def counting(target: Any, *arguments: Any, **rest: Any) -> Any:
+        scored.append(target.name)
+        return real(target, *arguments, **rest)
+
+    monkeypatch.setattr(examine, "score_windows", counting)
+    monkeypatch.setattr(measure, "score_windows", counting)
+    model = str(checkpoint)
+    of_quantized = replace(
+        recipe,
+        name="of-quantized",
+        base=Base(model, "float32"),
+        targets=(
+            Target("fast", model, "bfloat16"),
+            Target("exact", model, "bfloat16", engine=exact.engine),
+        ),
+        loads=(),
+    )
+    quality = {result.target: result.quality for result in run(of_quantized)}
+    assert scored == ["fp32", "fast"]  # the noise run is the exact one
+    assert quality["exact"].kld_mean == quality["exact"].noise.kld_mean
+    assert quality["fast"].kld_mean > quality["exact"].kld_mean > 0
+
+
+def test_an_interrupted_sweep_keeps_the_quality_of_each_activations(recipe, run, monkeypatch):
+    """Journals tell targets apart by their settings."""
+    quantized = QuantizeSpec("rtn", 4, 32)
+    target = Target("t", recipe.base.model, "bfloat16", quantized)
+    recipe = replace(recipe, targets=(target,), repeats=1, loads=recipe.loads[:1])
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep, "measure_run", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe)
+    measured = []
+    real = QualityComparison.measure
+
+    def counting(self: Any, prepared: Any, *arguments: Any) -> Any:
+        measured.append(prepared.target.activations)
+        return real(self, prepared, *arguments)
+
+    monkeypatch.setattr(QualityComparison, "measure", counting)
+    exact = replace(target, engine=EngineSettings(activations="bf16"))
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep, "measure_run", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(replace(recipe, targets=(exact,)))
+    assert measured == ["bf16"]
+    run(replace(recipe, targets=(exact,)))
+    assert measured == ["bf16"]
 
 
 def test_a_base_in_16_bits_has_no_noise_floor(recipe, run):

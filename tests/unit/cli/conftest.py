@@ -20,6 +20,7 @@ def plain_evaluation() -> Evaluation:
         backend="llmopt",
         dtype="auto",
         base_dtype="float32",
+        activations="auto",
         device="cpu",
         tasks=None,
         requests=(),

@@ -36,9 +36,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
 
 
 def test_settings_are_those_of_all_targets(asked: list[Recipe]) -> None:
-    run("a", "b", "--engine", "kv_dtype: int8, prefix_caching: false")
+    run("a", "b", "--engine", "kv_dtype: int8, prefix_caching: false, activations: bf16")
     (recipe,) = asked
-    settings = EngineSettings(kv_dtype="int8", prefix_caching=False)
+    settings = EngineSettings(kv_dtype="int8", prefix_caching=False, activations="bf16")
     assert [target.engine for target in all_targets(recipe)] == [settings, settings]
 
 
@@ -57,6 +57,11 @@ def test_random_weights_stand_behind_the_models(asked: list[Recipe]) -> None:
     [
         (("a", "--engine", "policy: dynamic"), RecipeError, "'policy' is 'dynamic'"),
         (("a", "--engine", "sink_tokens: 4"), UsageError, "without an attention_window"),
+        (
+            ("a", "--dtype", "float32", "--engine", "activations: int16"),
+            UsageError,
+            "float32 on cpu has none",
+        ),
         (("--dummy-weights", "c.json", "--dummy-weights", "c.json@w9"), UsageError, "'w9'"),
         ((RECIPES / "demo.yaml", "--engine", "policy: static"), UsageError, "--engine was given"),
         ((), UsageError, "no target"),

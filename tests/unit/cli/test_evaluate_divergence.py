@@ -13,6 +13,7 @@ from llmopt.cli.evaluate_divergence import measure_alone, measure_divergence
 from llmopt.cli.evaluate_models import EvaluationModels
 from llmopt.cli.evaluate_options import Evaluation
 from llmopt.cli.progress import StageProgress
+from llmopt.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,22 @@ def test_elsewhere_the_noise_floor_is_of_the_windows_before_an_early_stop(asked)
     assert record.num_windows == own.num_windows
     assert record.noise == own.noise
     assert record.noise != measure_divergence(whole, *opened(whole)).noise
+
+
+def test_the_activations_are_the_models_and_not_the_bases(asked, monkeypatch) -> None:
+    rounded = replace(asked, dtype="bfloat16", base_dtype="bfloat16", activations="int16")
+    models, _ = opened(rounded)
+    loaded = []
+    monkeypatch.setattr(models._loaded, "get", lambda *arguments: loaded.append(arguments))
+    models.target()
+    models.base()
+    assert [dtype_and_activations for _, *dtype_and_activations in loaded] == [
+        ["bfloat16", "int16"],
+        ["bfloat16", "bf16"],
+    ]
+    wrong = replace(rounded, dtype="float32")
+    with pytest.raises(UsageError, match="int16 were asked for, and float32 on cpu"):
+        measure_divergence(wrong, *opened(wrong))
 
 
 def test_nothing_is_compared_unless_asked_for(asked) -> None:

@@ -1,11 +1,16 @@
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from typer.testing import CliRunner
 
+from llmopt.cli import evaluate_command
+from llmopt.cli.app import app
+from llmopt.cli.evaluate import Activations
 from llmopt.cli.evaluate_options import Evaluation, check, quality_options, runtime
 from llmopt.errors import UsageError
+from llmopt.layers.native_linear import WeightActivations
 from llmopt.quality.options import QualityOptions
 
 
@@ -27,6 +32,10 @@ def refusal(asked: Evaluation) -> str | None:
         {"divergence": False, "greedy": True},
         {"divergence": False, "requests": (Path("x.jsonl"),)},
         {"until_ci": "5%"},
+        {"activations": "int8"},
+        {"atlas": True, "activations": "bf16"},
+        {"atlas": True, "activations": "int8", "dtype": "bfloat16"},
+        {"atlas": True, "activations": "int8", "base_dtype": "bfloat16"},
     ],
 )
 def test_what_makes_sense_passes(
@@ -42,6 +51,14 @@ def test_what_makes_sense_passes(
         ({"divergence": False}, "there is nothing to measure"),
         ({"base": None, "tasks": "piqa", "greedy": True}, "--tasks, --greedy compares with a base"),
         ({"base": None, "atlas": True}, "--atlas compares with a base. Add --base"),
+        (
+            {"activations": "bf16", "backend": "transformers"},
+            "--activations is about llmopt's own runtime, and the backend is transformers",
+        ),
+        (
+            {"activations": "int8", "atlas": True},
+            "--atlas runs both models in float32, which has no activations of int8",
+        ),
         ({"backend": "llama.cpp", "atlas": True}, "--atlas needs the model in llmopt's own"),
         ({"base": None, "backend": "vllm:http://host:1"}, "does not give its tokenizer"),
         ({"base": None, "until_ci": "5%"}, "--until-ci is about the divergence"),
@@ -101,3 +118,14 @@ def test_names_of_tasks_are_parted_at_commas(plain_evaluation: Evaluation) -> No
     assert replace(plain_evaluation, tasks="piqa, arc_easy,").task_names == ["piqa", "arc_easy"]
     assert not replace(plain_evaluation, tasks=" , ").has_tasks
     assert replace(plain_evaluation, requests=(Path("x.jsonl"),)).has_tasks
+
+
+def test_activations_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Evaluation] = []
+    monkeypatch.setattr(evaluate_command, "run", asked.append)
+    for options in ([], ["--activations", "bf16"]):
+        assert CliRunner().invoke(app, ["eval", "m", *options]).exit_code == 0
+    assert [each.activations for each in asked] == ["auto", "bf16"]
+    refused = CliRunner().invoke(app, ["eval", "m", "--activations", "int4"])
+    assert refused.exit_code == 2
+    assert tuple(each.value for each in Activations) == get_args(WeightActivations)

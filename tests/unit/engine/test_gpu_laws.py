@@ -20,7 +20,7 @@ HOT = [
         LLMOPT / "engine" / f"{name}.py"
         for name in ("batch", "decode_graphs", "decode_inputs", "lookahead", "model_runner")
     ),
-    *(LLMOPT / "engine" / f"{name}.py" for name in ("pending_step", "staging")),
+    *(LLMOPT / "engine" / f"{name}.py" for name in ("kv_cache", "pending_step", "staging")),
     *(LLMOPT / "models" / f"{name}.py" for name in ("decoder", "mlp")),
     *(LLMOPT / "layers" / f"{name}.py" for name in ("activation", "norm", "triton_linear")),
     LLMOPT / "layers" / "stacked_experts.py",

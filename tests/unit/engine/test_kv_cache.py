@@ -1,3 +1,4 @@
+from itertools import pairwise
 from typing import Any
 
 import psutil
@@ -5,9 +6,18 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from llmopt.engine import kv_cache
 from llmopt.engine.block_space import BlockMove
-from llmopt.engine.kv_cache import KVLayout, PagedKV, choose_layout, choose_num_blocks, fill_memory
+from llmopt.engine.kv_cache import (
+    KVLayout,
+    PagedKV,
+    block_runs,
+    choose_layout,
+    choose_num_blocks,
+    fill_memory,
+)
 from llmopt.engine.layer_group import LayerGroup
 from llmopt.engine.scheduler import SchedulerOutput
 from llmopt.errors import EngineError
@@ -99,6 +109,64 @@ def test_moves_copy_keys_values_and_scales_within_and_between_memories(dtype: to
     for number, (old, new) in enumerate(zip(before, all_tensors(kv), strict=True)):
         order = [0, 0, 1, 3] if number < per_layer else [0, 3, 2, 1]
         assert torch.equal(new.double(), old[order])
+
+
+def test_copies_read_before_they_write() -> None:
+    kv = PagedKV(BOTH, [3], layout(), CPU)
+    for tensor in all_tensors(kv):
+        tensor.copy_(torch.arange(3.0)[:, None, None, None].expand_as(tensor))
+    kv.move(SchedulerOutput((), copies=(BlockMove(0, 0, 1), BlockMove(0, 1, 2))))
+    assert {tuple(t[:, 0, 0, 0].tolist()) for t in all_tensors(kv)} == {(0.0, 0.0, 1.0)}
+
+
+class Recorded(TorchDispatchMode):
+    """The operations that move data, with what they are told about waiting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, bool]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if not func.is_view:
+            self.calls.append((name, name == "copy_" and bool(args[2])))
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_gpu_would_wait_for_no_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indices go through the staging buffers, once for each group; what is swapped, by copies that
+    do not wait, one for each run of blocks; there is nothing else.
+    """
+    groups = [LayerGroup((0,)), LayerGroup((1, 2), window=4)]
+    kv = PagedKV(groups, [4, 4], layout(), CPU, [4, 4])
+    staged: list[list[list[int]]] = []
+
+    def to_device(array: Any, device: torch.device) -> torch.Tensor:
+        assert device == CPU
+        staged.append(array.tolist())
+        return torch.from_numpy(array)
+
+    monkeypatch.setattr(kv_cache, "to_device", to_device)
+    with Recorded() as copied:
+        kv.move(
+            SchedulerOutput((), copies=(BlockMove(0, 0, 1), BlockMove(1, 1, 3), BlockMove(0, 2, 3)))
+        )
+    assert staged == [[[0, 2], [1, 3]], [[1], [3]]]
+    assert copied.calls == [("index_select", False), ("index_copy_", False)] * (2 * 3)
+    moves = (BlockMove(1, 0, 2), BlockMove(1, 1, 3), BlockMove(1, 3, 0))
+    for output in (SchedulerOutput((), swap_outs=moves), SchedulerOutput((), swap_ins=moves)):
+        with Recorded() as swapped:
+            kv.move(output)
+        assert swapped.calls == [("copy_", True)] * (2 * 2 * 2)
+    assert len(staged) == 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
+def test_runs_are_the_moves_in_order_and_as_long_as_can_be(pairs: list[tuple[int, int]]) -> None:
+    runs = block_runs(pairs)
+    assert [(a + i, b + i) for a, b, count in runs for i in range(count)] == pairs
+    for (a, b, count), after in pairwise(runs):
+        assert (a + count, b + count) != after[:2]
 
 
 def test_int8_blocks_come_with_scales() -> None:

@@ -6,7 +6,7 @@ import torch
 from llmopt.errors import UsageError
 from llmopt.layers.native_linear import library_for
 from llmopt.models.dummy import make_dummy_model
-from llmopt.models.loader import load_model
+from llmopt.models.loader import load_model, resolve_activations
 from llmopt_kernels.paged_attention.metadata import AttentionMetadata
 
 
@@ -20,6 +20,38 @@ def logits(model, length: int = 24) -> torch.Tensor:
 def test_an_unknown_choice_is_refused(tiny_llama):
     with pytest.raises(UsageError, match="activations of 'int4' are not supported"):
         load_model(tiny_llama, activations="int4")
+
+
+@pytest.mark.parametrize("activations", ["int8", "int16"])
+def test_a_rounding_that_this_dtype_has_not_is_refused(tiny_llama, activations):
+    with pytest.raises(UsageError, match=f"{activations} were asked for, and float32 on cpu"):
+        load_model(tiny_llama, dtype="float32", activations=activations)
+    with pytest.raises(UsageError, match=r"float16 on cpu has none\. Only bfloat16"):
+        make_dummy_model(tiny_llama, dtype="float16", activations=activations)
+    with pytest.raises(UsageError, match="bfloat16 on cuda has none"):
+        resolve_activations(activations, torch.bfloat16, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("activations", ["auto", "bf16"])
+def test_nothing_is_rounded_where_it_cannot_be(tiny_llama, activations):
+    exact = make_dummy_model(tiny_llama, dtype="float32", scheme="w4g32", activations=activations)
+    assert not any(kernel.startswith("native") for kernel in exact.kernels)
+    assert resolve_activations(activations, torch.bfloat16, torch.device("cuda")) == activations
+
+
+def test_random_weights_meet_the_activations_that_were_asked_for(tiny_llama):
+    if library_for(torch.bfloat16, torch.device("cpu")) is None:
+        pytest.skip("the C++ kernels are off or cannot be compiled here")
+
+    def kernels(activations):
+        model = make_dummy_model(
+            tiny_llama, dtype="bfloat16", scheme="w4g32", activations=activations
+        )
+        return {name for name in model.kernels if "4" in name}
+
+    assert kernels("int8") == kernels("auto") == {"native w4a8"}
+    assert kernels("int16") == {"native w4a16"}
+    assert not kernels("bf16") & {"native w4a8", "native w4a16"}
 
 
 def test_bfloat16_weights_compute_as_accurately_with_and_without_the_kernels(

@@ -169,8 +169,9 @@ def test_the_key_is_of_all_that_decides_the_logits(make_tiny_llama, tmp_path, mo
     path = make_tiny_llama()
     reader = CheckpointReader(path)
 
-    def key(reader=reader, dtype=torch.float32, device="cpu"):
-        return base_cache_key(reader, dtype=dtype, device=torch.device(device))
+    def key(reader=reader, dtype=torch.float32, device="cpu", activations="bf16"):
+        where = torch.device(device)
+        return base_cache_key(reader, dtype=dtype, device=where, activations=activations)
 
     copy = tmp_path / "copy"
     shutil.copytree(path, copy)
@@ -185,7 +186,8 @@ def test_the_key_is_of_all_that_decides_the_logits(make_tiny_llama, tmp_path, mo
     content[-1] ^= 1
     weights.write_bytes(content)
     assert key(CheckpointReader(copy)) != key()
-    assert len({key(), key(dtype=torch.bfloat16), key(device="cuda")}) == 3
+    others = (key(dtype=torch.bfloat16), key(device="cuda"), key(activations="int8"))
+    assert len({key(), *others}) == 4
     before = key()
     monkeypatch.setattr(base_cache, "CACHE_VERSION", 2)
     assert key() != before

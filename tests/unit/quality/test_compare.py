@@ -166,6 +166,58 @@ def test_a_base_in_16_bits_has_no_noise_floor(base, perturbed, options):
     assert (record.noise, record.verdict) == (None, None)
 
 
+@pytest.fixture
+def coded(make_tiny_llama, byte_level_tokenizer, tmp_path):
+    """A model and its GGUF file of 8-bit blocks."""
+    source = make_tiny_llama(vocab_size=608)
+    byte_level_tokenizer(pre_tokenizers.ByteLevel(add_prefix_space=False)).save_pretrained(source)
+    path = tmp_path / "q8_0.gguf"
+    export_gguf(
+        CheckpointReader(source),
+        load_tokenizer(source),
+        path,
+        name="tiny",
+        file_type=7,
+        choose=lambda _: ggml_type("q8_0"),
+        encode=lambda name, rows, chosen: encode(rows.float(), chosen.name, name=name),
+    )
+    return source, path
+
+
+def test_a_model_is_scored_with_the_activations_that_were_asked_for(coded, has_native):
+    if not has_native:
+        pytest.skip("the C++ kernels are off or cannot be compiled here")
+    source, path = coded
+    options = QualityOptions(window=32, num_windows=4, num_resamples=200)
+
+    def loss(activations):
+        return compare(
+            path, source, options, BASE, dtype="bfloat16", activations=activations
+        ).kld_mean
+
+    losses = {name: loss(name) for name in ("auto", "int8", "int16", "bf16")}
+    assert losses["auto"] == losses["int16"]
+    assert len(set(losses.values())) == 3
+    assert losses["int8"] > max(losses["int16"], losses["bf16"])
+
+
+def test_neither_a_base_nor_its_noise_run_is_rounded(coded, has_native):
+    """So that int8 activations can be compared with the 16-bit ones of the same weights."""
+    if not has_native:
+        pytest.skip("the C++ kernels are off or cannot be compiled here")
+    _, path = coded
+    options = QualityOptions(window=32, num_windows=4, num_resamples=200)
+    in_bf16 = BaseOptions("q8_0", "bfloat16", cache=False)
+    same = compare(path, path, options, in_bf16, dtype="bfloat16", activations="bf16")
+    assert same.kld_mean == 0.0
+    assert compare(path, path, options, in_bf16, activations="int8", dtype="bfloat16").kld_mean > 0
+    judged = BaseOptions("q8_0", cache=False)
+    exact = compare(path, path, options, judged, dtype="bfloat16", activations="bf16")
+    rounded = compare(path, path, options, judged, dtype="bfloat16", activations="int8")
+    assert exact.noise == rounded.noise
+    assert exact.noise.kld_mean == exact.kld_mean < rounded.kld_mean
+
+
 def test_the_noise_is_of_the_windows_that_were_scored(base, perturbed, tmp_path):
     text = tmp_path / "long.txt"
     text.write_text("thequickbrownfoxjumpsoverthelazydog" * 30)

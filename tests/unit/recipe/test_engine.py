@@ -1,12 +1,14 @@
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from llmopt.engine.config import EngineConfig
 from llmopt.engine.speculation.config import SpeculationConfig
 from llmopt.errors import RecipeError, UsageError
-from llmopt.recipe.engine import EngineSettings, Speculation
+from llmopt.layers.native_linear import WeightActivations
+from llmopt.recipe.engine import Activations, EngineSettings, Speculation
 from llmopt.recipe.load import load_recipe, read_engine, recipe_from_targets
 from llmopt.recipe.schema import Base, Load, Target, cell_document, cells
 
@@ -34,7 +36,7 @@ def names(cls: type[object]) -> set[str]:
 
 def test_a_recipe_may_set_what_the_engine_has_and_nothing_else() -> None:
     assert names(EngineConfig) - names(EngineSettings) == {"priority_aging_steps"}
-    assert names(EngineSettings) <= names(EngineConfig)
+    assert names(EngineSettings) - names(EngineConfig) == {"activations"}  # of the model
     assert names(Speculation) <= names(SpeculationConfig)
     assert names(SpeculationConfig) - names(Speculation) == {"draft_sampling"}  # loads are greedy
 
@@ -56,6 +58,15 @@ def test_settings_are_read_for_the_base_and_for_targets(tmp_path: Path) -> None:
     }
 
 
+def test_activations_are_those_of_the_layers() -> None:
+    assert get_args(Activations) == get_args(WeightActivations)
+    assert Target("t", "m").activations == "auto"
+    assert Target("t", "m", engine=EngineSettings(policy="static")).activations == "auto"
+    settings = EngineSettings(activations="bf16")
+    assert Base("m", engine=settings).as_target().activations == "bf16"
+    assert settings.given() == {}  # nothing that the engine itself has
+
+
 def test_false_is_a_setting_and_absence_is_none() -> None:
     assert EngineSettings().given() == {}
     assert EngineSettings().given_speculation() is None
@@ -70,6 +81,7 @@ def test_false_is_a_setting_and_absence_is_none() -> None:
     [
         ("engine: {polcy: static}", "Did you mean 'policy'"),
         ("engine: {policy: dynamic}", "fcfs, priority, static"),
+        ("engine: {activations: int4}", "Allowed: auto, int8, int16, bf16"),
         ("engine: {speculation: {proposer: ngram, k: 3}}", "num_draft_tokens"),
         ("engine: {block_size: 1.5}", "a whole number"),
     ],
@@ -89,6 +101,8 @@ def test_runs_of_another_engine_are_not_taken_up() -> None:
     (cell,) = cells(recipe)
     static = replace(cell, target=replace(cell.target, engine=EngineSettings(policy="static")))
     assert cell_document(recipe, cell) != cell_document(recipe, static)
+    exact = replace(cell, target=replace(cell.target, engine=EngineSettings(activations="bf16")))
+    assert cell_document(recipe, cell) != cell_document(recipe, exact)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +110,8 @@ def test_runs_of_another_engine_are_not_taken_up() -> None:
 )
 def test_settings_of_a_command_line(text: str) -> None:
     assert read_engine("--engine", text) == EngineSettings(policy="static", num_blocks=4)
+    exact = EngineSettings(activations="int16")
+    assert read_engine("--engine", "activations: int16") == exact
 
 
 @pytest.mark.parametrize(

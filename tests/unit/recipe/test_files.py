@@ -6,6 +6,7 @@ from llmopt.bench.trace_files import trace_problems
 from llmopt.errors import RecipeError, UsageError
 from llmopt.recipe.load import load_recipe, recipe_from_targets
 from llmopt.recipe.loads import Load
+from llmopt.recipe.schema import all_targets
 from llmopt.recipe.shipped import recipe_directory
 
 RECIPE = """name: r
@@ -39,6 +40,22 @@ def test_a_file_is_looked_for_here_and_beside_the_recipe(folder: Path) -> None:
     assert files_of(folder) == [str(path) for path in beside]
     (folder / "elsewhere" / "t.csv").write_text("")  # here comes first
     assert files_of(folder) == ["t.csv", str(beside[1])]
+
+
+def test_the_configs_of_random_weights_are_looked_for_too(folder: Path) -> None:
+    path = folder / "recipes" / "d.yaml"
+    path.write_text(
+        "name: d\nbase: {model: 'dummy:c.json'}\ntargets:\n"
+        "  - {name: t, model: 'dummy:c.json'}\n  - {name: real, model: c.json}\nquality: {}\n"
+    )
+
+    def models() -> list[str]:
+        return [target.model for target in all_targets(load_recipe(path))]
+
+    assert models() == ["dummy:c.json", "dummy:c.json", "c.json"]  # nowhere
+    beside = folder / "recipes" / "c.json"
+    beside.write_text("{}")
+    assert models() == [f"dummy:{beside}", f"dummy:{beside}", "c.json"]
 
 
 def test_an_absolute_path_is_left_alone(folder: Path) -> None:

@@ -134,6 +134,21 @@ def test_notes_say_how_engines_differ_and_what_came_of_it(engines: list[CellResu
     assert any(note.startswith("cache hits: ") for note in notes)
 
 
+def test_activations_that_differ_are_told_and_defined(engines: list[CellResult]) -> None:
+    settings = ({"activations": "auto"}, {"activations": "bf16"})
+    served = [
+        replace(result, backend=BackendFacts("llmopt", "1", each))
+        for result, each in zip(engines, settings, strict=True)
+    ]
+    notes = make_report(served).notes
+    assert "Engine of fp32: activations auto." in notes
+    assert "Engine of bf16: activations bf16." in notes
+    assert sum(note.startswith("activations: ") for note in notes) == 1
+    assert not any(note.startswith("cache hits: ") for note in notes)
+    alike = [replace(each, backend=served[0].backend) for each in served]
+    assert not any("activations" in note for note in make_report(alike).notes)
+
+
 def test_waste_is_spoken_of_where_it_differs(engines: list[CellResult]) -> None:
     said = "5.0 % of the held cache slots empty (contiguous rows of prompt + max_tokens: 50 %, of"
     assert not any(said in note for note in make_report(engines).notes)

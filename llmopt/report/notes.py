@@ -104,11 +104,13 @@ def _problem_note(row: Row) -> str:
 
 
 def _name(row: Row) -> str:
+    backend = row.backend.partition(" ")[0]
+    name = row.target if backend == OWN_ENGINE else f"{row.target} on {backend}"
     if row.load is None or not row.load.concurrency:
-        return row.target
+        return name
     if row.load.kind == "closed":
-        return f"{row.target} at concurrency {row.load.concurrency}"
-    return f"{row.target} at {load_text(row.load)}"
+        return f"{name} at concurrency {row.load.concurrency}"
+    return f"{name} at {load_text(row.load)}"
 
 
 def _spread_note(row: Row) -> str | None:

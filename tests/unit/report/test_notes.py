@@ -41,6 +41,15 @@ def test_problems_come_first(make_result: MakeResult) -> None:
     )
 
 
+def test_rows_of_other_runtimes_are_named_with_theirs(make_result: MakeResult) -> None:
+    failed = (ValidityCheck("requests", False, "1 of 4 failed"),)
+    own = make_result("fp32", validity=failed)
+    other = replace(own, backend=replace(own.backend, name="vllm", version="0.32.0"))
+    assert {"fp32 at concurrency 1 is invalid: requests: 1 of 4 failed"} | {
+        "fp32 on vllm at concurrency 1 is invalid: requests: 1 of 4 failed"
+    } == set(make_report([own, other]).notes[:2])
+
+
 def test_noisy_runs_are_named(make_result: MakeResult) -> None:
     result = make_result()
     assert result.summary is not None

@@ -79,8 +79,11 @@ def test_the_comparison_of_summaries_can_fail():
     ids=lambda result: result.cell_id,
 )
 def test_results_pass_the_checks_of_today(result):
-    failed = [check for check in check_cell(result.load, result.runs) if not check.passed]
-    assert failed == []
+    """llama-cpp-python serves one request after another, which its rows have to say."""
+    failed = [check.name for check in check_cell(result.load, result.runs) if not check.passed]
+    is_serial = result.backend.name == "llama-cpp-python" and result.load.concurrency > 1
+    assert failed == (["parallelism"] if is_serial else [])
+    assert failed == [check.name for check in result.validity if not check.passed]
 
 
 def test_result_files_name_no_host():

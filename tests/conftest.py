@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,6 +16,8 @@ import torch
 from llmopt.hardware.cache import kernels_directory
 from llmopt.layers.native_linear import library_for
 from llmopt.results.schema import QualityRecord
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported: later

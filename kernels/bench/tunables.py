@@ -108,11 +108,11 @@ def _scaled(
 
 def _scaled_by_cublas(x: torch.Tensor, stored: TritonInt8Weight | TritonFp8Weight) -> torch.Tensor:
     from llmopt_kernels.fp8.torch_scaled_mm import scaled_product
-    from llmopt_kernels.w8a8.torch_int_mm import int8_product
+    from llmopt_kernels.w8a8.torch_int_mm import scaled_int8_product
 
     if isinstance(stored, TritonFp8Weight):
-        values, token_scales = scaled.quantize_tokens(x, "fp8")
-        return scaled_product(values, token_scales, stored.values, stored.scales, None, x.dtype)
-    values, token_scales = scaled.quantize_tokens(x, "int8")
-    product = int8_product(values, stored.values).float()
-    return product.mul_(token_scales).mul_(stored.scales).to(x.dtype)
+        form, product = "fp8", scaled_product
+    else:
+        form, product = "int8", scaled_int8_product
+    values, token_scales = scaled.quantize_tokens(x, form)
+    return product(values, token_scales, stored.values, stored.scales, None, x.dtype)

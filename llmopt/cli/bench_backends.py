@@ -19,22 +19,22 @@ def backends_of_options(
     Raises UsageError where there is none such, or more than one, or quotes do not match.
     """
     specs = [BackendSpec(name.strip()) for name in names.split(",") if name.strip()]
-    given = {
-        "url": url,
-        "model": server_model,
-        "api_key_env": api_key_env,
-        "server_args": _split(server_args),
-    }
-    changes = {name: value for name, value in given.items() if value}
+    arguments = _split(server_args)
     others = [index for index, spec in enumerate(specs) if spec.name != OWN_BACKEND]
-    if changes and len(others) != 1:
+    if any((url, server_model, api_key_env, arguments)) and len(others) != 1:
         raise UsageError(
             f"{names!r} names {len(others)} backends of others, and one URL, model, key or list of "
             "arguments was given",
             "Name one with --backend, or write a recipe.",
         )
     for index in others:
-        specs[index] = replace(specs[index], **changes)  # type: ignore[arg-type]  # by field
+        specs[index] = replace(
+            specs[index],
+            url=url or None,
+            model=server_model or None,
+            api_key_env=api_key_env or None,
+            server_args=arguments,
+        )
     return tuple(specs)
 
 

@@ -108,3 +108,10 @@ def test_the_default_is_a_candidate():
         found = candidates(shape, (128,))
         assert default_config(shape, 128) in found
         assert len({tuple(sorted(config.items())) for config in found}) == len(found)
+        assert {config["BLOCK_K"] for config in found} == {128}
+
+
+def test_candidates_are_no_wider_than_the_tokens_of_their_class():
+    shape = ShapeClass.of(4, 12, 4096, 14336)
+    assert str(shape) == "t16-o4096-k16384-w4"
+    assert all(config["BLOCK_T"] <= 16 for config in candidates(shape, (128,)))

@@ -9,7 +9,7 @@ from llmopt_kernels.matmul import product
 from llmopt_kernels.matmul.launch import dequantized, packed_matmul
 from llmopt_kernels.matmul.packed import PackedWeight, dequantize, pack
 from llmopt_kernels.wna16.reference import wna16_reference
-from llmopt_kernels.wna16.triton import candidates, shape_class, wna16_triton
+from llmopt_kernels.wna16.triton import wna16_triton
 
 CONFIG = {
     "BLOCK_O": 64,
@@ -66,7 +66,7 @@ class Case:
             zeros=1 << (bits - 1) if symmetric else self.zeros,
         )
 
-    def check(self, out: torch.Tensor, *, bias: bool) -> None:
+    def assert_matches_definition(self, out: torch.Tensor, *, bias: bool) -> None:
         expected = wna16_reference(self.x.double(), self.codes, self.scales, self.zeros)
         assert out.dtype == self.x.dtype
         assert_close(
@@ -98,7 +98,7 @@ class Case:
 )
 def test_every_group_size(device, bits, group_size, columns, symmetric, dtype):
     case = Case(device, (3, 37, columns), group_size, bits=bits, dtype=dtype, symmetric=symmetric)
-    case.check(packed_matmul(case.x, case.packed, None, CONFIG), bias=False)
+    case.assert_matches_definition(packed_matmul(case.x, case.packed, None, CONFIG), bias=False)
     assert torch.equal(dequantized(case.packed, dtype), dequantize(case.packed).to(dtype))
 
 
@@ -107,7 +107,7 @@ def test_every_group_size(device, bits, group_size, columns, symmetric, dtype):
 def test_scales_that_the_dtype_does_not_hold(device, bits, symmetric):
     case = Case(device, (2, 20, 128), 32, bits=bits, symmetric=symmetric, exact_scales=False)
     assert case.packed.scales.dtype == torch.float32
-    case.check(packed_matmul(case.x, case.packed, case.bias, CONFIG), bias=True)
+    case.assert_matches_definition(packed_matmul(case.x, case.packed, case.bias, CONFIG), bias=True)
     expected = dequantize(case.packed).bfloat16()
     assert torch.equal(dequantized(case.packed, torch.bfloat16), expected)
 
@@ -117,7 +117,7 @@ def test_scales_that_the_dtype_does_not_hold(device, bits, symmetric):
 def test_tiles_and_parts_have_tails(device, tokens, parts):
     case = Case(device, (tokens, 131, 640), 64, seed=tokens)
     out = packed_matmul(case.x, case.packed, case.bias, {**CONFIG, "SPLIT_K": parts})
-    case.check(out, bias=True)
+    case.assert_matches_definition(out, bias=True)
     again = packed_matmul(case.x, case.packed, case.bias, {**CONFIG, "SPLIT_K": parts})
     assert torch.equal(out, again)
 
@@ -126,7 +126,7 @@ def test_rows_of_x_may_be_apart(device):
     case = Case(device, (6, 20, 128), 128)
     case.x = torch.stack([case.x, -case.x], dim=1)[:, 0]
     assert not case.x.is_contiguous()
-    case.check(packed_matmul(case.x, case.packed, None, CONFIG), bias=False)
+    case.assert_matches_definition(packed_matmul(case.x, case.packed, None, CONFIG), bias=False)
 
 
 def test_offsets_are_added(device):
@@ -145,19 +145,12 @@ def test_big_batches_are_multiplied_with_the_dequantized_weight(device, monkeypa
     case = Case(device, (tokens, 40, 128), 64, symmetric=False)
     dense = F.linear(case.x, dequantize(case.packed).bfloat16(), case.bias)
     out = wna16_triton(case.x, case.packed, case.bias)
-    case.check(out, bias=True)
+    case.assert_matches_definition(out, bias=True)
     calls: list[int] = []
     monkeypatch.setattr(product, "packed_matmul", lambda x, *rest: calls.append(len(x)))
     crossed = wna16_triton(case.x, case.packed, case.bias)
     assert calls == ([] if tokens > 8 else [tokens])
     assert tokens <= 8 or torch.equal(crossed, dense)
-
-
-def test_candidates_belong_to_a_class():
-    name = shape_class(12, 4096, 14336)
-    assert name == "t16-o4096-k16384-w4"
-    assert all(config["BLOCK_T"] <= 16 for config in candidates(name))
-    assert {config["BLOCK_K"] for config in candidates(name)} == {128}
 
 
 @pytest.mark.gpu
@@ -166,4 +159,4 @@ def test_candidates_belong_to_a_class():
 @pytest.mark.parametrize(("rows", "columns"), [(4096, 14336), (6144, 4096)])
 def test_real_shapes(device, tokens, bits, rows, columns):
     case = Case(device, (tokens, rows, columns), 128, bits=bits, symmetric=bits == 8)
-    case.check(wna16_triton(case.x, case.packed, case.bias), bias=True)
+    case.assert_matches_definition(wna16_triton(case.x, case.packed, case.bias), bias=True)

@@ -29,7 +29,7 @@ def per_column(values: torch.Tensor, columns: int) -> torch.Tensor:
     return values.float().repeat_interleave(columns // values.shape[1], dim=1)
 
 
-def held_against_reference(out, x, weight: NativeWeight, dense: torch.Tensor) -> None:
+def assert_matches_reference(out, x, weight: NativeWeight, dense: torch.Tensor) -> None:
     """Only the order of float32 sums may differ: by some units of what the terms add up to."""
     step, parts = weight.struct.step, weight.struct.parts
     expected = wna8_reference(x, dense, step, parts)
@@ -83,7 +83,7 @@ def test_every_layout_equals_the_reference(number, case):
     if shift is not None:
         dense = dense + per_column(shift, columns)
     x = torch.randn(case["tokens"], columns, generator=generator)
-    held_against_reference(multiply(library, weight, x, 1), x, weight, dense)
+    assert_matches_reference(multiply(library, weight, x, 1), x, weight, dense)
 
 
 @pytest.mark.parametrize("number", EVERY_SET)
@@ -104,7 +104,7 @@ def test_small_integers_multiply_the_numbers_of_their_super_group(number, bits):
     )
     x = torch.randn(5, 512, generator=generator)
     dense = (codes.float() - 3) * scale - offset
-    held_against_reference(multiply(library, weight, x, 1), x, weight, dense)
+    assert_matches_reference(multiply(library, weight, x, 1), x, weight, dense)
 
 
 @pytest.mark.parametrize("number", EVERY_SET)
@@ -137,7 +137,7 @@ def test_codes_stand_for_the_levels_of_a_table(number):
     weight = pack_codes(codes, GroupNumbers(scales), bits=4, table=table)
     x = torch.randn(6, 96, generator=generator)
     dense = table[codes.int()] * per_column(scales, 96)
-    held_against_reference(multiply(library, weight, x, 1), x, weight, dense)
+    assert_matches_reference(multiply(library, weight, x, 1), x, weight, dense)
 
 
 @pytest.mark.parametrize("number", EVERY_SET)
@@ -214,7 +214,7 @@ def test_many_tokens_are_computed_in_chunks():
     weight = pack_codes(codes, GroupNumbers(scales), bits=4, zeros=8)
     x = torch.randn(61, 16384, generator=generator)  # more than the cache is to hold
     dense = (codes.float() - 8) * per_column(scales, 16384)
-    held_against_reference(multiply(library, weight, x, 2), x, weight, dense)
+    assert_matches_reference(multiply(library, weight, x, 2), x, weight, dense)
 
 
 @pytest.mark.parametrize("number", EVERY_SET)

@@ -5,19 +5,16 @@ kernel of `matmul.scaled` multiplies small ones, and all others. Needs a device 
 cores (`torch_scaled_mm.MIN_CAPABILITY`). Definition: `reference.py`.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from llmopt_kernels.aot import AotCase
 from llmopt_kernels.fp8.torch_scaled_mm import scaled_product, why_not
-from llmopt_kernels.matmul import configs
 from llmopt_kernels.matmul.scaled import launch
-from llmopt_kernels.tuning import launch_config
+from llmopt_kernels.matmul.scaled.product import rounded_product
 
 KERNEL = "fp8"
-CROSSOVER_TOKENS = 256  # beyond which cuBLAS multiplies, unless measured
 
 
 def quantize_tokens_triton(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,14 +26,9 @@ def fp8_triton(
     x: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """x: [T, K]; weight: e4m3 [O, K]; scales: float32 [O]; bias: [O] -> [T, O] in x's dtype."""
-    values, token_scales = quantize_tokens_triton(x)
     rows, columns = weight.shape
-    shape = configs.ShapeClass.of(8, len(x), rows, columns)
-    switch = launch_config(f"{KERNEL}.switch", shape.of_weight, {"tokens": CROSSOVER_TOKENS})
-    if len(x) > switch["tokens"] and why_not((rows, columns), x.device, x.dtype) is None:
-        return scaled_product(values, token_scales, weight, scales, bias, x.dtype)
-    config = launch_config(KERNEL, str(shape), configs.default_config(shape, launch.BLOCK_KS[0]))
-    return launch.scaled_matmul(values, token_scales, weight, scales, bias, x.dtype, config)
+    cublas = scaled_product if why_not((rows, columns), x.device, x.dtype) is None else None
+    return rounded_product(KERNEL, "fp8", x, weight, scales, bias, cublas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +46,6 @@ class TritonFp8Weight:
     def matmul(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x: [T, K]; bias: [O] -> [T, O] in the dtype of x."""
         return fp8_triton(x, self.values, self.scales, bias)
-
-
-def shape_class(num_tokens: int, num_rows: int, num_columns: int) -> str:
-    """The class of shapes under which a configuration is kept."""
-    return str(configs.ShapeClass.of(8, num_tokens, num_rows, num_columns))
-
-
-def candidates(name: str) -> list[Mapping[str, int]]:
-    """Configurations worth measuring for a class of shapes."""
-    return configs.candidates(configs.ShapeClass.parse(name), launch.BLOCK_KS)
 
 
 def aot_signatures() -> list[AotCase]:

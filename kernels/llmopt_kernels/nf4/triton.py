@@ -5,14 +5,11 @@ multiplied out. The kernel looks codes up in a table of float32 in shared memory
 banks of their own, so that the lanes of a warp never wait for one another. See `matmul`.
 """
 
-from collections.abc import Mapping
-
 import torch
 
 from llmopt_kernels.aot import AotCase
-from llmopt_kernels.matmul import configs
 from llmopt_kernels.matmul.aot_cases import dequantize_case, packed_case
-from llmopt_kernels.matmul.packed import BLOCK, PackedWeight
+from llmopt_kernels.matmul.packed import PackedWeight
 from llmopt_kernels.matmul.product import packed_product
 
 KERNEL = "nf4"
@@ -23,16 +20,6 @@ def nf4_triton(
 ) -> torch.Tensor:
     """x: bfloat16 or float16 [T, K]; bias: [O] -> [T, O] in the dtype of x."""
     return packed_product(KERNEL, x, weight, bias)
-
-
-def shape_class(num_tokens: int, num_rows: int, num_columns: int) -> str:
-    """The class of shapes under which a configuration is kept."""
-    return str(configs.ShapeClass.of(4, num_tokens, num_rows, num_columns))
-
-
-def candidates(name: str) -> list[Mapping[str, int]]:
-    """Configurations worth measuring for a class of shapes."""
-    return configs.candidates(configs.ShapeClass.parse(name), (BLOCK,))
 
 
 def aot_signatures() -> list[AotCase]:

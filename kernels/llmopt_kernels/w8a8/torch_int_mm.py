@@ -44,6 +44,23 @@ def int8_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return product[:tokens]
 
 
+def scaled_int8_product(
+    values: torch.Tensor,
+    token_scales: torch.Tensor,
+    weight: torch.Tensor,
+    row_scales: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The product of int8 values [T, K] and weight [O, K] -> [T, O], rounded once.
+
+    token_scales: float32 [T, 1]; row_scales: float32 [O]; bias: [O]; dtype: of the result.
+    """
+    product = int8_product(values, weight).float()
+    product.mul_(token_scales).mul_(row_scales)
+    return (product if bias is None else product.add_(bias)).to(dtype)
+
+
 @dataclass(frozen=True, slots=True)
 class DynamicInt8Weight:
     """Signed bytes [O, K] with one float32 scale per row [O]."""
@@ -59,9 +76,7 @@ class DynamicInt8Weight:
     def matmul(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """x: [T, K]; bias: [O] -> [T, O] in the dtype of x, rounded once."""
         codes, token_scales = quantize_tokens(x)
-        product = int8_product(codes, self.values).float()
-        product.mul_(token_scales).mul_(self.scales)
-        return (product if bias is None else product.add_(bias)).to(x.dtype)
+        return scaled_int8_product(codes, token_scales, self.values, self.scales, bias, x.dtype)
 
 
 def pack_dynamic_int8(codes: torch.Tensor, scales: torch.Tensor) -> DynamicInt8Weight:

@@ -1,11 +1,6 @@
 """SGLang: `python -m sglang.launch_server`, an OpenAI-compatible server."""
 
-from llmopt.backends.profiles.answers import (
-    is_ok,
-    listed_length,
-    openai_models,
-    text_at,
-)
+from llmopt.backends.profiles.answers import is_ok, listed_length, openai_models, text_at
 from llmopt.backends.profiles.extensions import count_tokens, extended_completion
 from llmopt.backends.profiles.launch import LaunchCommand, LaunchRequest
 from llmopt.backends.profiles.profile import (

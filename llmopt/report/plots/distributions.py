@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmopt.bench.latencies import e2e_s, tpot_s, ttft_s
-from llmopt.report.plots.style import COLORS, dashes, new_figure
+from llmopt.report.plots.style import COLORS, dashes, legend_below, new_figure
 from llmopt.report.rows import Row
 from llmopt.report.where import load_name
 from llmopt.results.schema import CellResult
@@ -45,14 +45,7 @@ def distribution_figure(rows: Sequence[Row], results: Sequence[CellResult]) -> A
             axes.set_xlabel(f"{name}, ms")
         line_of_panels[0].set_ylabel("share of requests")
         line_of_panels[0].set_title(title, fontsize=9, loc="left")
-    figure.legend(
-        lines.values(),
-        lines.keys(),
-        loc="outside lower center",
-        ncols=min(5, len(lines)),
-        fontsize=8.5,
-        frameon=False,
-    )
+    legend_below(figure, lines, 5)
     return figure
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llmopt.report.measures import MEASURES
-from llmopt.report.plots.style import draw_line, new_figure
+from llmopt.report.plots.style import draw_line, legend_below, new_figure
 from llmopt.report.rows import Row, machine, make_rows
 from llmopt.results.schema import CellResult
 
@@ -46,15 +46,7 @@ def history_figure(results: Sequence[CellResult]) -> Any:
     texts = [commit if i % every == 0 else "" for i, commit in enumerate(commits.values())]
     grid[-1].set_xticks(range(len(moments)), texts, rotation=40, ha="right", fontsize=8)
     handles = {each.get_label(): each for axes in grid for each in axes.containers}
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=min(3, len(handles)),
-        fontsize=8.5,
-        frameon=False,
-        handlelength=3.5,
-    )
+    legend_below(figure, handles, 3)
     return figure
 
 

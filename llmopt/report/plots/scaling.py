@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmopt.report.measures import MEASURES
-from llmopt.report.plots.style import draw_line, new_figure
+from llmopt.report.plots.style import draw_line, legend_below, new_figure
 from llmopt.report.report import Report
 from llmopt.report.rows import Row
 
@@ -37,15 +37,7 @@ def scaling_figure(report: Report) -> Any:
             axes.set_ylabel(label)
         cells[0].set_title(title, fontsize=9, loc="left")
     handles = {line.get_label(): line for axes in grid for line in axes.containers}
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=min(5, len(handles)),
-        fontsize=8.5,
-        frameon=False,
-        handlelength=3.5,
-    )
+    legend_below(figure, handles, 5)
     return figure
 
 

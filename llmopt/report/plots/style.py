@@ -7,7 +7,7 @@ gives the same bytes.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,21 @@ def draw_line(
         elinewidth=0.8,
         capsize=2,
         label=label,
+    )
+
+
+def legend_below(
+    figure: Any, handles: Mapping[str, Any], most_across: int, handlelength: float = 3.5
+) -> None:
+    """One legend for all panels of a figure, below them. handles: by label."""
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(most_across, len(handles)),
+        fontsize=8.5,
+        frameon=False,
+        handlelength=handlelength,
     )
 
 

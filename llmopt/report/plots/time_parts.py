@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmopt.report.attribution import AttributedRow, attributed
-from llmopt.report.plots.style import COLORS, HATCHES, new_figure
+from llmopt.report.plots.style import COLORS, HATCHES, legend_below, new_figure
 from llmopt.report.rows import Row
 from llmopt.report.where import load_name
 from llmopt.results.attribution import PartName
@@ -45,15 +45,7 @@ def time_figure(rows: Sequence[Row], results: Sequence[CellResult]) -> Any:
         handles |= _draw(axes, members)
         axes.set_title(title, fontsize=10, loc="left")
     order = [name for name, _ in _PARTS if name in handles]
-    figure.legend(
-        [handles[name] for name in order],
-        order,
-        loc="outside lower center",
-        ncols=4,
-        fontsize=8.5,
-        frameon=False,
-        handlelength=2.5,
-    )
+    legend_below(figure, {name: handles[name] for name in order}, 4, handlelength=2.5)
     return figure
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from foreign_files import LLAMA_BENCH, aiperf_line, guidellm_file, vllm_file
 
 from llmopt.errors import ResultError
 from llmopt.report.render import render
@@ -19,68 +20,6 @@ from llmopt.results.schema import CellResult
 from llmopt.results.store import write_once
 
 MakeResult = Callable[..., CellResult]
-
-
-def vllm_file(size: int = 40) -> dict[str, Any]:
-    """Requests of 5 tokens, two at a time: TTFT 100 ms, then 4 chunks of 50 ms."""
-    starts = [100 + 0.3 * (i // 2) for i in range(size)]
-    duration = 0.3 * size / 2
-    return {
-        "date": "20260101-000000",
-        "model_id": "tiny",
-        "max_concurrency": 2,
-        "duration": duration,
-        "completed": size,
-        "output_throughput": 5 * size / duration,
-        "input_lens": [64] * size,
-        "output_lens": [5] * size,
-        "ttfts": [0.1] * size,
-        "itls": [[0.05] * 4] * size,
-        "start_times": starts,
-        "errors": [""] * size,
-    }
-
-
-def guidellm_file() -> dict[str, Any]:
-    def request(index: int) -> dict[str, Any]:
-        start = 1000.0 + 0.5 * index
-        timings = {
-            "targeted_start": start - 0.2,
-            "request_start": start,
-            "first_token_iteration": start + 0.1,
-            "last_token_iteration": start + 0.4,
-            "request_end": start + 0.41,
-        }
-        return {"prompt_tokens": 10, "output_tokens": 4, "info": {"timings": timings}}
-
-    requests = {"successful": [request(i) for i in range(20)]}
-    strategy = {"strategy": {"type_": "constant"}}
-    return {"benchmarks": [{"requests": requests, "config": strategy, "duration": 11.0}]}
-
-
-def aiperf_line(index: int) -> dict[str, Any]:
-    start = 10**18 + index * 10**8
-    metadata = {"request_start_ns": start, "request_end_ns": start + 3 * 10**8}
-    metrics = {
-        "input_sequence_length": {"value": 64, "unit": "tokens"},
-        "output_sequence_length": {"value": 5, "unit": "tokens"},
-        "time_to_first_token": {"value": 100.0, "unit": "ms"},
-        "request_latency": {"value": 300.0, "unit": "ms"},
-        "inter_chunk_latency": {"value": [50.0] * 4, "unit": "ms"},
-    }
-    return {"metadata": metadata, "metrics": metrics, "error": None}
-
-
-LLAMA_BENCH = {
-    "model_type": "llama 1B Q4_0",
-    "model_size": 800_000_000,
-    "model_n_params": 1_000_000_000,
-    "cpu_info": "Some CPU",
-    "n_prompt": 0,
-    "n_gen": 128,
-    "avg_ts": 119.0,
-    "samples_ts": [119.0, 120.0, 119.0, 118.0, 119.0],
-}
 
 
 def written(path: Path, content: Any) -> Path:
@@ -104,9 +43,10 @@ def row_of(path: Path) -> dict[str, str]:
 def test_vllm_bench(tmp_path: Path) -> None:
     row = row_of(written(tmp_path / "vllm.json", vllm_file()))
     assert (row["target"], row["imported_from"], row["concurrency"]) == ("tiny", "vllm bench", "2")
-    assert float(row["output_throughput_tokens_per_s"]) == pytest.approx(5 * 40 / 6.0)
+    assert float(row["output_throughput_tokens_per_s"]) == pytest.approx(5 * 300 / 45.01)
     assert float(row["ttft_p50_ms"]) == pytest.approx(100)
-    assert float(row["tpot_p50_ms"]) == float(row["itl_p50_ms"]) == pytest.approx(50)
+    assert float(row["tpot_p50_ms"]) == pytest.approx(50)
+    assert float(row["itl_p50_ms"]) == pytest.approx(50)
     unknown = ("kld_mean", "file_bytes", "mfu", "speedup", "peak_memory_bytes", "bits_per_weight")
     assert {row[name] for name in unknown} == {""}
     assert row["machine"] == "a machine that is not known"
@@ -146,7 +86,7 @@ def test_imports_are_marked_in_the_table(tmp_path: Path, make_result: MakeResult
     assert "**imported: vllm bench (imported) on a machine that is not known**" in text
     (line,) = (line for line in text.splitlines() if line.startswith("| tiny |"))
     assert line == "| tiny | 2 | – | – | – | – | – | 100 | 50.0 | 33.3 | – | – | – |"
-    assert "tiny was imported from vllm bench (40 requests)" in text
+    assert "tiny was imported from vllm bench (300 requests)" in text
     assert "not known" not in text.partition("Measured with")[2]
 
 

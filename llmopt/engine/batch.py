@@ -6,7 +6,7 @@ Law: a pure function of the scheduled step; requests stay in their scheduled ord
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,14 @@ class Batch:
     sampling: tuple[ScheduledRequest, ...]
 
 
+class _Rows(NamedTuple):
+    """Requests and positions of the rows, [T] each, and the row after each request's last, [B]."""
+
+    owners: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+
+
 def build_batch(
     output: SchedulerOutput,
     block_size: int,
@@ -47,22 +55,18 @@ def build_batch(
 ) -> Batch:
     """Flatten a scheduled step into a batch on `device` for a model with these layer groups."""
     scheduled = output.scheduled
-    query_lens = [item.num_scheduled_tokens for item in scheduled]
-    starts = np.array([item.start for item in scheduled], dtype=np.int64)  # [B]
-    ends = np.cumsum(query_lens)  # [B] row after each request's last
-    first_rows = ends - query_lens
-    # Row r of request b has position starts[b] + r - first_rows[b].
-    owners = np.repeat(np.arange(len(scheduled)), query_lens)  # [T]
-    positions = np.arange(len(owners)) + (starts - first_rows)[owners]  # [T]
-    seq_lens = tuple(item.start + item.num_scheduled_tokens for item in scheduled)
+    query_lens = tuple([item.num_scheduled_tokens for item in scheduled])
+    seq_lens = tuple([item.start + item.num_scheduled_tokens for item in scheduled])
+    rows = _rows(scheduled, query_lens)
+    columns, offsets = np.divmod(rows.positions, block_size)  # [T] each
     by_group: list[AttentionMetadata] = []
     for index, group in enumerate(groups):
         block_tables = pad_block_tables(scheduled, index, group, block_size)  # [B, max_blocks]
-        blocks = block_tables[owners, positions // block_size].astype(np.int64)
-        slots = blocks * block_size + positions % block_size  # [T]
+        first_slots = np.multiply(block_tables[rows.owners, columns], block_size, dtype=np.int64)
+        slots = first_slots + offsets  # [T]
         by_group.append(
             AttentionMetadata(
-                query_lens=tuple(query_lens),
+                query_lens=query_lens,
                 seq_lens=seq_lens,
                 slot_mapping=to_device(slots, device),
                 block_tables=to_device(block_tables, device),
@@ -73,11 +77,23 @@ def build_batch(
         )
     return Batch(
         input_ids=to_device(np.array(_token_ids(scheduled), dtype=np.int64), device),
-        positions=to_device(positions, device),
+        positions=to_device(rows.positions, device),
         metadata=by_layer(by_group, groups),
-        logits_indices=to_device(_logits_rows(scheduled, ends), device),
-        sampling=tuple(item for item in scheduled if item.samples),
+        logits_indices=to_device(_logits_rows(scheduled, rows.ends), device),
+        sampling=tuple([item for item in scheduled if item.samples]),
     )
+
+
+def _rows(scheduled: tuple[ScheduledRequest, ...], query_lens: tuple[int, ...]) -> _Rows:
+    """Which token of which request each row of a step is."""
+    starts = np.array([item.start for item in scheduled], dtype=np.int64)  # [B]
+    requests = np.arange(len(scheduled))
+    if query_lens.count(1) == len(query_lens):  # as nearly always
+        return _Rows(requests, starts, requests + 1)
+    ends = np.cumsum(query_lens)
+    owners = np.repeat(requests, query_lens)
+    # Row r of request b, whose first row is f, has position starts[b] + r - f.
+    return _Rows(owners, np.arange(len(owners)) + (starts - ends + query_lens)[owners], ends)
 
 
 def by_layer(
@@ -108,6 +124,8 @@ def _logits_rows(
 ) -> npt.NDArray[np.int64]:
     """int64 [R]; ends: [B] the row after each request's last."""
     counts = [len(item.draft_token_ids) + 1 for item in scheduled if item.samples]
+    if counts.count(1) == len(scheduled):  # as nearly always
+        return ends - 1
     last = ends[[item.samples for item in scheduled]] - 1
     before = np.cumsum(counts, dtype=np.int64)  # rows of a request and of those before it
     return np.arange(sum(counts)) + np.repeat(last - before + 1, counts)

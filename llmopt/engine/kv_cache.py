@@ -153,12 +153,14 @@ class PagedKV:
         if num_host_blocks:
             self._host_layers = _allocate(groups, num_host_blocks, layout, host, pinned=pinned)
 
-    @torch.inference_mode()
     def move(self, output: SchedulerOutput) -> None:
         """Do the moves of a step, in the order that `SchedulerOutput` promises."""
-        self._swap(self.layers, self._host_layers, output.swap_outs)
-        self._copy(output.copies)
-        self._swap(self._host_layers, self.layers, output.swap_ins)
+        if not (output.swap_outs or output.copies or output.swap_ins):
+            return
+        with torch.inference_mode():
+            self._swap(self.layers, self._host_layers, output.swap_outs)
+            self._copy(output.copies)
+            self._swap(self._host_layers, self.layers, output.swap_ins)
 
     def _copy(self, moves: Sequence[BlockMove]) -> None:
         """Copy blocks within the device; of a layer all are read before one is written."""

@@ -136,5 +136,7 @@ class TextStream:
         self.token_ids += token_ids
         self._logprobs += logprobs
         self._text.append(text)
-        kept = replace(step, token_ids=token_ids, logprobs=logprobs, finish_reason=reason)
+        kept = step
+        if num_taken < len(step.token_ids) or reason != step.finish_reason:
+            kept = replace(step, token_ids=token_ids, logprobs=logprobs, finish_reason=reason)
         return TextDelta(index=index, text=text, stop_reason=stop, step=kept)

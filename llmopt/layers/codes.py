@@ -22,7 +22,7 @@ from llmopt.formats.quantized import QuantizedWeight, StoredWeight
 class CodedWeight:
     """An [O, K] matrix as codes; groups are runs of K / G columns.
 
-    codes: uint8 [O, K], below 2^bits; bits: 4 or 8
+    codes: uint8 [O, K], below 2^bits; bits: at most 8
     scales: [O, G]; offsets: float32 [O, G] or None
     zeros: uint8 [O, G], or one number for all
     table: float32 [16], the value of each code, or None
@@ -42,6 +42,11 @@ class CodedWeight:
     def group_size(self) -> int:
         """Columns that share a scale."""
         return self.codes.shape[1] // self.scales.shape[1]
+
+    @property
+    def whole_bits(self) -> int:
+        """Bits of the nibble or byte that holds a code."""
+        return 4 if self.bits <= 4 else 8
 
 
 def has_codes(weight: StoredWeight) -> bool:
@@ -109,7 +114,7 @@ def _uniform(weight: QuantizedWeight) -> CodedWeight:
         offsets=None,
         table=None,
         order=order,
-        bits=4 if weight.spec.bits <= 4 else 8,
+        bits=weight.spec.bits,
         label=f"w{weight.spec.bits}a16",
     )
 
@@ -148,6 +153,6 @@ def _ggml(weight: GgufWeight) -> CodedWeight | None:
         offsets=offsets,
         table=table,
         order=None,
-        bits=4 if layout.code_bits <= 4 else 8,
+        bits=layout.code_bits,
         label=weight.label,
     )

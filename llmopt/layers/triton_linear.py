@@ -74,7 +74,7 @@ def _pack(weight: CodedWeight, dtype: torch.dtype) -> PackedWeight:
     return pack(
         weight.codes,
         weight.scales,
-        bits=weight.bits,
+        bits=weight.whole_bits,
         dtype=dtype,
         zeros=weight.zeros,
         offsets=weight.offsets,

@@ -48,7 +48,7 @@ def cases(draw):
         "columns": columns,
         "groups": 1 if group is None else columns // group,
         "tokens": draw(st.integers(1, 21)),
-        "bits": draw(st.sampled_from([4, 8])),
+        "bits": draw(st.sampled_from([3, 4, 5, 6, 8])),
         "parts": draw(st.sampled_from([1, 2])),
         "zeros": draw(st.sampled_from(["none", "middle", "groups"])),
         "offsets": draw(st.booleans()),
@@ -87,7 +87,7 @@ def test_every_layout_equals_the_reference(number, case):
 
 
 @pytest.mark.parametrize("number", EVERY_SET)
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 5, 6, 8])
 def test_small_integers_multiply_the_numbers_of_their_super_group(number, bits):
     library = library_of(number)
     generator = torch.Generator().manual_seed(bits)

@@ -30,7 +30,10 @@ enum NumberType : int32_t { kNone = 0, kFloat32 = 1, kFloat16 = 2, kBFloat16 = 3
 //   kCode4     [B][K/8][16][4] bytes: low nibbles are columns k..k+3, high nibbles k+4..k+7
 //   kCode8     [B][K/4][16][4] bytes: columns k..k+3
 //   kRows      [O][K] bfloat16, row by row as torch keeps it, K a multiple of 32
-enum Storage : int32_t { kCode4 = 0, kCode8 = 1, kRows = 2 };
+//   kCode5     [B][steps] of the low 4 bits of a step's columns as kCode4 and, behind them, bit 4 as
+//              [step/8][2][16][4] bits, the first in the lowest bit of a byte
+//   kCode6     the same with bits 4 and 5, [step/8][2][2][16][4] bits
+enum Storage : int32_t { kCode4 = 0, kCode8 = 1, kRows = 2, kCode5 = 3, kCode6 = 4 };
 
 // A weight [O, K]. value = (level(code) - zero) * scale + offset, level = table or the code itself.
 // Arrays per group are [B][G][16], those per super-group [B][G / groups_per_super][16].

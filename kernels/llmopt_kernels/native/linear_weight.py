@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from llmopt_kernels.native.library import NativeLibrary
 
 ROW_BLOCK = 16
-STORAGE = {"code4": 0, "code8": 1, "rows": 2}
+STORAGE = {"code4": 0, "code8": 1, "rows": 2, "code5": 3, "code6": 4}
 NUMBER_TYPES = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 
 _POINTERS = (

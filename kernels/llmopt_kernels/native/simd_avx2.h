@@ -29,6 +29,22 @@ inline Ints high_nibbles(Ints x) {
   return {_mm256_and_si256(_mm256_srli_epi16(x.a, 4), mask),
           _mm256_and_si256(_mm256_srli_epi16(x.b, 4), mask)};
 }
+// Bytes of `value` where the bit of the 4 bytes at `bits` is set, zeros elsewhere.
+inline __m256i spread_bits(const uint8_t* bits, int value) {
+  int32_t mask;
+  __builtin_memcpy(&mask, bits, sizeof mask);
+  const __m256i byte_of = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202,
+                                             0x0303030303030303);
+  const __m256i bit_of = _mm256_set1_epi64x(int64_t(0x8040201008040201));
+  const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(mask), byte_of);
+  const __m256i is_set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit_of), bit_of);
+  return _mm256_and_si256(is_set, _mm256_set1_epi8(char(value)));
+}
+// `value` more in each byte whose bit of the 8 bytes at `bits` is set.
+inline Ints add_bits(Ints x, const uint8_t* bits, int value) {
+  return {_mm256_add_epi8(x.a, spread_bits(bits, value)),
+          _mm256_add_epi8(x.b, spread_bits(bits + 4, value))};
+}
 inline Ints load_table(const uint8_t* p) {
   const __m256i table =
       _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

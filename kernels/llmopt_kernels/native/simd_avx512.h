@@ -21,6 +21,12 @@ inline Ints low_nibbles(Ints x) { return {_mm512_and_si512(x.v, _mm512_set1_epi8
 inline Ints high_nibbles(Ints x) {
   return {_mm512_and_si512(_mm512_srli_epi16(x.v, 4), _mm512_set1_epi8(15))};
 }
+// `value` more in each byte whose bit of the 8 bytes at `bits` is set.
+inline Ints add_bits(Ints x, const uint8_t* bits, int value) {
+  __mmask64 mask;
+  __builtin_memcpy(&mask, bits, sizeof mask);
+  return {_mm512_mask_add_epi8(x.v, mask, x.v, _mm512_set1_epi8(char(value)))};
+}
 inline Ints load_table(const uint8_t* p) {
   return {_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }

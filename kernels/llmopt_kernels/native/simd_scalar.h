@@ -60,6 +60,10 @@ inline Floats broadcast(float x) { return each([=](int) { return x; }); }
 inline Ints load(const uint8_t* p) { return each_byte([=](int i) { return p[i]; }); }
 inline Ints low_nibbles(const Ints& x) { return each_byte([&](int i) { return x.bytes[i] & 15; }); }
 inline Ints high_nibbles(const Ints& x) { return each_byte([&](int i) { return x.bytes[i] >> 4; }); }
+// `value` more in each byte whose bit of the 8 bytes at `bits` is set.
+inline Ints add_bits(const Ints& x, const uint8_t* bits, int value) {
+  return each_byte([&](int i) { return x.bytes[i] + (bits[i / 8] >> i % 8 & 1) * value; });
+}
 inline Ints load_table(const uint8_t* p) { return each_byte([=](int i) { return p[i & 15]; }); }
 inline Ints look_up(const Ints& table, const Ints& index) {
   return each_byte([&](int i) { return table.bytes[index.bytes[i]]; });

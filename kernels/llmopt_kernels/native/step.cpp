@@ -113,19 +113,44 @@ void rotate(float* head, const float* cosines, const float* sines, int pairs) {
   }
 }
 
+// Where a layer's new keys and values go: slot t or, in a cache, the one of token t.
+struct NewSlots {
+  const BlockGroup* group;
+  uint16_t* keys;
+  uint16_t* values;
+  int64_t width;  // of a slot
+  NewSlots(const Step& s, int index) : group(group_of(s, index)) {
+    keys = group ? s.batch.keys[index] : s.b.keys;
+    values = group ? s.batch.values[index] : s.b.values;
+    width = int64_t(s.m.num_kv_heads) * s.m.head_dim;
+  }
+  int64_t at(int token) const { return (group ? group->slots[token] : token) * width; }
+};
+
+// Ask for the slots before they are written, which would else wait for the memory at each. Inlined,
+// because GCC takes a function that only fetches for one that does nothing.
+__attribute__((always_inline)) inline void fetch_slots(const Step& s, int index,
+                                                       const Worker& me) {
+  constexpr int kLine = 32;  // bfloat16 of a cache line
+  const NewSlots slots(s, index);
+  for (int t = me.first(s.batch.num_tokens); t < me.last(s.batch.num_tokens); t++) {
+    for (int64_t i = slots.at(t); i < slots.at(t) + slots.width; i += kLine) {
+      __builtin_prefetch(slots.keys + i, 1);
+      __builtin_prefetch(slots.values + i, 1);
+    }
+  }
+}
+
 // Norm and rotate the query and key heads; queries, keys and values go to where attention reads.
 void rope_store(const Step& s, int index, const Worker& me) {
   const Layer& layer = s.m.layers[index];
   const Model& m = s.m;
   const int dim = m.head_dim, padded = padded_dim(m), tokens = s.batch.num_tokens;
   const int heads = m.num_heads + 2 * m.num_kv_heads, rotated = m.num_heads + m.num_kv_heads;
-  const BlockGroup* group = group_of(s, index);
-  uint16_t* keys = group ? s.batch.keys[index] : s.b.keys;
-  uint16_t* values = group ? s.batch.values[index] : s.b.values;
+  const NewSlots slots(s, index);
   for (int t = me.first(tokens); t < me.last(tokens); t++) {
     float* qkv = s.b.qkv + size_t(t) * heads * dim;
     const size_t angles = (size_t(layer.rope < 0 ? 0 : layer.rope) * tokens + t) * most_pairs(m);
-    const int64_t slot = group ? group->slots[t] : t;
     for (int h = 0; h < heads; h++, qkv += dim) {
       if (h < rotated) {
         s.run.norm(h < m.num_heads ? layer.query_norm : layer.key_norm, qkv, qkv, dim);
@@ -138,9 +163,9 @@ void rope_store(const Step& s, int index, const Worker& me) {
         s.run.round(qkv, query, dim);
         std::memset(query + dim, 0, (padded - dim) * sizeof *query);
       } else {
-        uint16_t* cache = h < rotated ? keys : values;
+        uint16_t* cache = h < rotated ? slots.keys : slots.values;
         const int head = h - (h < rotated ? m.num_heads : rotated);
-        s.run.round(qkv, cache + (slot * m.num_kv_heads + head) * dim, dim);
+        s.run.round(qkv, cache + slots.at(t) + head * dim, dim);
       }
     }
   }
@@ -176,6 +201,7 @@ void run_layer(const Step& s, int index, Worker& me) {
   const int tokens = s.batch.num_tokens;
   const Norm* before = index ? &s.m.layers[index - 1].mlp_branch_norm : nullptr;
   norm_inputs(s, before, layer.input_norm, layer.qkv, me);
+  fetch_slots(s, index, me);
   me.finish(kNorms);
   multiply(s.linear, layer.qkv, s.b.inputs, s.b.qkv, false, tokens, me);
   me.finish(kQkv);

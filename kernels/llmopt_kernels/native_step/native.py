@@ -49,6 +49,7 @@ class NativeStep:
         self._memory = Memory()
         self._model = model_struct(parts, self._memory)
         self._caches: _CacheAddresses | None = None
+        self._all_in_one_group = integers([0] * self._model.num_layers)
 
     def forward(
         self,
@@ -118,12 +119,11 @@ class NativeStep:
             if self._caches is None or self._caches.caches is not caches:
                 self._caches = _CacheAddresses(caches)
             batch.keys, batch.values = self._caches.keys, self._caches.values
-            layers = metadata.per_layer or (metadata,) * self._model.num_layers
-            groups = {id(layer): layer for layer in layers}
-            numbers = {key: number for number, key in enumerate(groups)}
-            structs = [_block_group(group, memory) for group in groups.values()]
+            groups, of_layer = [metadata], self._all_in_one_group
+            if metadata.per_layer:
+                groups, of_layer = _distinct(metadata.per_layer)
+            structs = [_block_group(group, memory) for group in groups]
             batch.groups = memory.array((BlockGroupStruct * len(structs))(*structs))
-            of_layer = integers([numbers[id(layer)] for layer in layers])
             batch.group_of_layer = memory.array(of_layer)
         return batch
 
@@ -140,6 +140,15 @@ class _CacheAddresses:
     def _addresses(self, tensors: Sequence[torch.Tensor]) -> int:
         addresses = [self._memory.tensor(tensor) for tensor in tensors]
         return self._memory.array((ctypes.c_void_p * len(addresses))(*addresses))
+
+
+def _distinct(
+    layers: Sequence[AttentionMetadata],
+) -> tuple[list[AttentionMetadata], "ctypes.Array[ctypes.c_int32]"]:
+    """The metadata that layers share, and the number of that of each layer."""
+    groups = {id(layer): layer for layer in layers}
+    numbers = {key: number for number, key in enumerate(groups)}
+    return list(groups.values()), integers([numbers[id(layer)] for layer in layers])
 
 
 def _block_group(metadata: AttentionMetadata, memory: Memory) -> BlockGroupStruct:

@@ -72,7 +72,7 @@ def values(weight: CodedWeight) -> torch.Tensor:
         pack(
             weight.codes,
             weight.scales,
-            bits=weight.bits,
+            bits=weight.whole_bits,
             dtype=torch.bfloat16,
             zeros=weight.zeros,
             offsets=weight.offsets,
@@ -86,7 +86,7 @@ def test_every_type_of_ggml(name):
     stored = gguf_weight(name, 6, 512)
     coded = coded_weight(stored)
     assert torch.equal(values(coded), stored.dequantize())
-    assert coded.bits == (4 if LAYOUTS[name].code_bits <= 4 else 8)
+    assert coded.bits == LAYOUTS[name].code_bits
     assert can_pack(512, coded.group_size)
     assert coded.label == name
 

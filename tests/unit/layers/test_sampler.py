@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Tensor
 
 from llmopt.errors import EngineError
-from llmopt.layers.sampler import SamplingRow, sample, uniform
+from llmopt.layers.sampler import SamplingRow, distribution, sample, uniform
 
 GREEDY = SamplingRow(temperature=0.0, top_k=None, top_p=1.0, seed=0, position=0)
 PLAIN = replace(GREEDY, temperature=1.0)
@@ -104,7 +104,25 @@ def test_tokens_tied_with_the_last_one_kept_are_kept() -> None:
         assert drawn == {0, 2, 3}
 
 
-def test_a_nucleus_larger_than_the_candidates_is_found_by_the_full_sort() -> None:
+def test_of_equal_greatest_logits_the_first_is_chosen() -> None:
+    logits = torch.zeros(2, 1000)
+    logits[0, [300, 700, 999]] = logits[1, [5, 6]] = 2.0
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        assert sample(logits.to(dtype), [GREEDY] * 2) == [300, 5]
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.8, 0.95, 1 - 1e-5, 1 - 2.0**-53])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 4.0, 20.0])
+def test_the_nucleus_is_that_of_all_tokens_sorted(top_p: float, spread: float) -> None:
+    logits = random_logits(1, 5000) * spread / 2
+    kept = distribution(logits, [replace(PLAIN, top_p=top_p)])[0] > 0
+    probs = torch.softmax(logits[0] - logits.max(), dim=-1)
+    ranked = probs.sort(descending=True).values
+    last = min(4999, int((ranked.double().cumsum(-1) < top_p).sum()))
+    assert torch.equal(kept, (probs >= ranked[last]) & (probs > 0))
+
+
+def test_a_large_nucleus_is_drawn_from_evenly() -> None:
     logits = torch.zeros(1, 5000)
     logits[0, :2000] = 2.0  # 2000 tokens hold 83 %, evenly
     drawn = {sample(logits, [replace(PLAIN, top_p=0.8, position=i)])[0] for i in range(300)}

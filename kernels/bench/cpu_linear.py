@@ -2,9 +2,9 @@
 
     cd kernels && python -m bench.cpu_linear --threads 1,2 --out DIRECTORY
 
-Knows nothing of whole models. The law: contenders take turns in the same rounds, every call finds
-its weight in memory and not in a cache, and outputs are compared with the exact product before
-anything is timed.
+Knows nothing of whole models. The law: contenders take turns in the same rounds, and with them a
+plain read of memory; every call finds its weight in memory and not in a cache, and outputs are
+compared with the exact product before anything is timed.
 """
 
 import argparse
@@ -34,6 +34,7 @@ SHAPES = (
     (2048, 8192),
     (8192, 2048),
 )
+READ = "read only"  # as many bytes as the bfloat16 weight has: the ceiling of a single token
 TOKENS = (1, 4, 8, 16, 64, 256)
 ALLOWED_ERROR = {"bf16": 1e-2, "w4a8": 2e-2, "w8a8": 2e-2}  # relative, of inputs of one scale
 W4 = QuantSpec(4, 64)
@@ -83,7 +84,9 @@ def contenders(in_features: int, out_features: int) -> list[Contender]:
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(out_features, in_features, generator=generator).to(torch.bfloat16)
     bf16 = matrix.nbytes
+    numbers = torch.ones(bf16 // 4)
     found = [
+        Contender(READ, "Tensor.sum", bf16, lambda _: numbers.sum()),
         Contender("torch bf16", "F.linear", bf16, lambda x: F.linear(x, matrix)),
         _contender("native bf16", make_linear([matrix], [None], dtype=matrix.dtype, device=CPU)),
     ]
@@ -141,7 +144,8 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _cell(row: Row, baseline_s: float) -> str:
-    rate = f"{row.gigabytes_per_s:.0f} GB/s" if row.tokens < 8 else f"{row.gigaops_per_s:.0f} Gop/s"
+    reads = row.tokens < 8 or row.contender == READ
+    rate = f"{row.gigabytes_per_s:.0f} GB/s" if reads else f"{row.gigaops_per_s:.0f} Gop/s"
     return f"{row.median_s * 1e3:9.3f} {rate:>9} {baseline_s / row.median_s:4.1f}"
 
 

@@ -125,7 +125,18 @@ inline void transpose_keys(const uint16_t* const* keys, uint32_t* to, int pairs)
 
 // to [width] pairs of the values of two keys.
 inline void interleave(const uint16_t* first, const uint16_t* second, uint32_t* to, int width) {
-  for (int d = 0; d < width; d++) to[d] = uint32_t(first[d]) | uint32_t(second[d]) << 16;
+  int d = 0;
+#if defined(__AVX512BW__)
+  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
+                                       39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  for (; d + 32 <= width; d += 32) {
+    const __m512i a = _mm512_loadu_si512(first + d), b = _mm512_loadu_si512(second + d);
+    _mm512_storeu_si512(to + d, _mm512_permutex2var_epi16(a, low, b));
+    _mm512_storeu_si512(to + d + kWidth, _mm512_permutex2var_epi16(a, high, b));
+  }
+#endif
+  for (; d < width; d++) to[d] = uint32_t(first[d]) | uint32_t(second[d]) << 16;
 }
 
 struct Scratch {
@@ -207,6 +218,14 @@ inline BlockRows find_rows(const AttentionTile& tile, const BlockPlaces& places,
   return found;
 }
 
+// Scores of the keys `first` .. + 15, minus infinity for those that a position does not see.
+inline Lanes only_seen(const AttentionTile& tile, int position, int first, Lanes scores) {
+  const IntLanes keys = first + IntLanes{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  IntLanes is_seen = keys < (position < tile.last_key ? position + 1 : tile.last_key);
+  if (tile.window > 0) is_seen &= (keys > position - tile.window) | (keys < tile.num_sinks);
+  return is_seen ? scores : all_lanes(-INFINITY);
+}
+
 // Scores of one row become weights; returns what earlier sums are multiplied with.
 inline float weigh(const AttentionTile& tile, int position, int first, float* scores,
                    uint16_t* weights, float* largest, float* sum) {
@@ -217,14 +236,8 @@ inline float weigh(const AttentionTile& tile, int position, int first, float* sc
   for (int i = 0; i < kKeyBlock; i += kWidth) {
     Lanes s = load_lanes(scores + i) * tile.scale;
     if (tile.soft_cap > 0) s = tanh_lanes(s / tile.soft_cap) * tile.soft_cap;
+    if (partly) s = only_seen(tile, position, first + i, s);
     store_lanes(scores + i, s);
-    if (partly) {
-      for (int j = i; j < i + kWidth; j++) {
-        const int key = first + j;
-        if (key >= tile.last_key || !sees(tile, position, key)) scores[j] = -INFINITY;
-      }
-      s = load_lanes(scores + i);
-    }
     top = larger(s, top);
   }
   const float now = largest_lane(top);
@@ -236,9 +249,9 @@ inline float weigh(const AttentionTile& tile, int position, int first, float* sc
   for (int i = 0; i < kKeyBlock; i += kWidth) {
     const Lanes w = exp_lanes(load_lanes(scores + i) - now);
     total += w;
-    store_halves(weights + i, w);
+    store_normal_halves(weights + i, w);
   }
-  const float shrink = exp_lanes(all_lanes(*largest - now))[0];
+  const float shrink = now == *largest ? 1.0f : exp_lanes(all_lanes(*largest - now))[0];
   *sum = *sum * shrink + sum_lanes(total);
   *largest = now;
   return shrink;

@@ -42,10 +42,19 @@ void widen(const uint16_t* x, float* y, int count) {
   for (; i < count; i++) y[i] = widen_half(x[i]);
 }
 
-void round(const float* x, uint16_t* y, int count) {
-  int i = 0;
-  for (; i + kWidth <= count; i += kWidth) store_halves(y + i, load_lanes(x + i));
-  for (; i < count; i++) y[i] = round_half_even(x[i]);
+// Rotary embedding (Su et al., 2021) of a head: pairs (i, i + pairs), nothing beyond 2 * pairs.
+void rotate(const float* x, const float* cosines, const float* sines, int pairs, int dim,
+            uint16_t* y) {
+  for (int p = 0; p < pairs; p += kWidth) {
+    const int count = pairs - p;
+    const Lanes a = load_some(x + p, count), b = load_some(x + pairs + p, count);
+    const Lanes cosine = load_some(cosines + p, count), sine = load_some(sines + p, count);
+    store_some_halves(y + p, a * cosine - b * sine, count);
+    store_some_halves(y + pairs + p, b * cosine + a * sine, count);
+  }
+  for (int i = 2 * pairs; i < dim; i += kWidth) {
+    store_some_halves(y + i, load_some(x + i, dim - i), dim - i);
+  }
 }
 
 void add(const float* x, float* y, int count) {

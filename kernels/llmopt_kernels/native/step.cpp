@@ -104,15 +104,6 @@ void multiply_branch(const Step& s, const Projection& p, const Norm& branch_norm
            me);
 }
 
-// Rotate the pairs (i, i + pairs) of one head [D].
-void rotate(float* head, const float* cosines, const float* sines, int pairs) {
-  for (int p = 0; p < pairs; p++) {
-    const float a = head[p], b = head[p + pairs];
-    head[p] = a * cosines[p] - b * sines[p];
-    head[p + pairs] = b * cosines[p] + a * sines[p];
-  }
-}
-
 // Where a layer's new keys and values go: slot t or, in a cache, the one of token t.
 struct NewSlots {
   const BlockGroup* group;
@@ -147,25 +138,27 @@ void rope_store(const Step& s, int index, const Worker& me) {
   const Model& m = s.m;
   const int dim = m.head_dim, padded = padded_dim(m), tokens = s.batch.num_tokens;
   const int heads = m.num_heads + 2 * m.num_kv_heads, rotated = m.num_heads + m.num_kv_heads;
+  const int rope = layer.rope < 0 ? 0 : layer.rope;
+  const int pairs = layer.rope < 0 ? 0 : m.ropes[rope].num_pairs;
   const NewSlots slots(s, index);
   for (int t = me.first(tokens); t < me.last(tokens); t++) {
     float* qkv = s.b.qkv + size_t(t) * heads * dim;
-    const size_t angles = (size_t(layer.rope < 0 ? 0 : layer.rope) * tokens + t) * most_pairs(m);
+    const size_t angles = (size_t(rope) * tokens + t) * most_pairs(m);
+    const float* cosines = s.b.cosines + angles;
+    const float* sines = s.b.sines + angles;
     for (int h = 0; h < heads; h++, qkv += dim) {
-      if (h < rotated) {
-        s.run.norm(h < m.num_heads ? layer.query_norm : layer.key_norm, qkv, qkv, dim);
-        if (layer.rope >= 0) {
-          rotate(qkv, s.b.cosines + angles, s.b.sines + angles, m.ropes[layer.rope].num_pairs);
-        }
-      }
       if (h < m.num_heads) {
         uint16_t* query = s.b.queries + (size_t(t) * m.num_heads + h) * padded;
-        s.run.round(qkv, query, dim);
+        s.run.norm(layer.query_norm, qkv, qkv, dim);
+        s.run.rotate(qkv, cosines, sines, pairs, dim, query);
         std::memset(query + dim, 0, (padded - dim) * sizeof *query);
+      } else if (h < rotated) {
+        uint16_t* key = slots.keys + slots.at(t) + (h - m.num_heads) * dim;
+        s.run.norm(layer.key_norm, qkv, qkv, dim);
+        s.run.rotate(qkv, cosines, sines, pairs, dim, key);
       } else {
-        uint16_t* cache = h < rotated ? slots.keys : slots.values;
-        const int head = h - (h < rotated ? m.num_heads : rotated);
-        s.run.round(qkv, cache + slots.at(t) + head * dim, dim);
+        uint16_t* value = slots.values + slots.at(t) + (h - rotated) * dim;
+        s.run.rotate(qkv, cosines, sines, 0, dim, value);
       }
     }
   }

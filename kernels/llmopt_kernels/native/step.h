@@ -130,7 +130,9 @@ struct StepFunctions {
   void (*attend)(const AttentionTile& tile, const KeyValues& kv, const AttentionTile& next,
                  const KeyValues& next_kv, void* scratch, TileSums result);
   void (*widen)(const uint16_t* x, float* y, int count);
-  void (*round)(const float* x, uint16_t* y, int count);
+  // y = bfloat16 of a head x [dim], the pairs (i, i + pairs) rotated by these angles.
+  void (*rotate)(const float* x, const float* cosines, const float* sines, int pairs, int dim,
+                 uint16_t* y);
   // y = x, or y += x.
   void (*add)(const float* x, float* y, int count);
   void (*soft_cap)(float* x, float cap, int count);

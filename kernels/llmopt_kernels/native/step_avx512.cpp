@@ -9,7 +9,7 @@
 namespace llmopt {
 
 extern const StepFunctions step_avx512;
-const StepFunctions step_avx512 = {norm, activate, attend, widen, round, add, soft_cap};
+const StepFunctions step_avx512 = {norm, activate, attend, widen, rotate, add, soft_cap};
 
 }  // namespace llmopt
 

@@ -56,18 +56,29 @@ inline void store_halves(uint16_t* p, Lanes x) {
   std::memcpy(p, &halves, sizeof halves);
 }
 
+inline void store_some_halves(uint16_t* p, Lanes x, int count) {
+  if (count >= kWidth) return store_halves(p, x);
+  uint16_t halves[kWidth];
+  store_halves(halves, x);
+  std::memcpy(p, halves, count * sizeof *halves);
+}
+
+// As store_halves of numbers only, of which those below 2^-126 may become 0.
+inline void store_normal_halves(uint16_t* p, Lanes x) {
+#if defined(__AVX512BF16__)
+  const __m256bh halves = _mm512_cvtneps_pbh((__m512)x);
+  std::memcpy(p, &halves, sizeof halves);
+#else
+  store_halves(p, x);
+#endif
+}
+
 inline float widen_half(uint16_t half) {
   const uint32_t bits = uint32_t(half) << 16;
   float x;
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
-inline uint16_t round_half_even(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return x == x ? uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) : uint16_t(0x7fc0);
-}
-
 inline BitLanes load_bits(const void* p) {
   BitLanes x;
   std::memcpy(&x, p, sizeof x);
@@ -90,15 +101,23 @@ inline Lanes add_pairs(Lanes sums, BitLanes a, BitLanes b) {
 
 inline Lanes larger(Lanes a, Lanes b) { return a > b ? a : b; }
 
+// Both take the halves of the lanes together, then the halves of those.
 inline float sum_lanes(Lanes x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);
+#else
   float lanes[kWidth];
   store_lanes(lanes, x);
   for (int half = kWidth / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
   }
   return lanes[0];
+#endif
 }
 inline float largest_lane(Lanes x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)x);
+#else
   float lanes[kWidth];
   store_lanes(lanes, x);
   for (int half = kWidth / 2; half > 0; half /= 2) {
@@ -107,6 +126,7 @@ inline float largest_lane(Lanes x) {
     }
   }
   return lanes[0];
+#endif
 }
 
 // e^x to about 1e-7 of it; 0 below -87. x = n ln 2 + r, with ln 2 in two parts and a polynomial of

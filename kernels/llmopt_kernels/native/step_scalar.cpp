@@ -8,7 +8,7 @@
 namespace llmopt {
 
 extern const StepFunctions step_scalar;
-const StepFunctions step_scalar = {norm, activate, attend, widen, round, add, soft_cap};
+const StepFunctions step_scalar = {norm, activate, attend, widen, rotate, add, soft_cap};
 
 }  // namespace llmopt
 

@@ -23,6 +23,7 @@ from llmopt.backends.server_command import server_program, shown_command, shown_
 from llmopt.backends.worker_backend import WorkerBackend
 from llmopt.backends.worker_options import WORKER_KINDS, WorkerOptions
 from llmopt.errors import BackendError, UsageError
+from llmopt.hardware.processors import usable_processors
 from llmopt.recipe.backends import BackendSpec
 from llmopt.results.schema import BackendFacts
 
@@ -70,6 +71,7 @@ class ForeignBackend:
         log: Path,
         server: ManagedServer | None = None,
         command: str | None = None,
+        package: str | None = None,
         on_wait: OnWait | None = None,
     ) -> None:
         self._inner = inner
@@ -77,6 +79,7 @@ class ForeignBackend:
         self._log = log
         self._server = server
         self._command = command
+        self._package = package
         self._on_wait = on_wait
 
     @property
@@ -86,8 +89,11 @@ class ForeignBackend:
 
     @property
     def version(self) -> str:
-        """Version of the runtime; known after `start`."""
-        return self._inner.version
+        """Version of the runtime, or of the package it came in where it was built without its own;
+        known after `start`.
+        """
+        found = self._inner.version
+        return self._package if self._package and "unknown" in found else found
 
     @property
     def settings(self) -> dict[str, object]:
@@ -236,7 +242,7 @@ def _managed(request: BackendRequest, on_wait: OnWait | None) -> ForeignBackend:
     program = server_program(kind)
     profile = find_profile(kind.name)
     assert profile.launch is not None, "a server that has a program can be launched"
-    port = free_port()
+    port, on_cpu = free_port(), request.device == "cpu"
     command = profile.launch(
         LaunchRequest(
             program=program.path,
@@ -248,7 +254,8 @@ def _managed(request: BackendRequest, on_wait: OnWait | None) -> ForeignBackend:
             num_parallel=request.num_parallel,
             dtype=request.dtype,
             device=request.device,
-            num_threads=request.num_threads if request.device == "cpu" else None,
+            num_threads=request.num_threads if on_cpu else None,
+            processors=usable_processors()[: request.num_threads] if on_cpu else (),
             kv_cache_bytes=_kv_cache_bytes(request),
             tokenizer=request.tokenizer,
             extra_args=spec.server_args,
@@ -271,6 +278,7 @@ def _managed(request: BackendRequest, on_wait: OnWait | None) -> ForeignBackend:
         log=request.log,
         server=server,
         command=shown_command(command, request.checkpoint),
+        package=program.package,
         on_wait=on_wait,
     )
 

@@ -18,7 +18,12 @@ from llmopt.backends.formats import CheckpointFacts, environment_for
 from llmopt.backends.profiles.launch import LaunchCommand
 from llmopt.backends.profiles.registry import find_profile
 from llmopt.environment.catalogue import find_environment
-from llmopt.environment.installation import find_installation, process_variables, require_python
+from llmopt.environment.installation import (
+    Installation,
+    find_installation,
+    process_variables,
+    require_python,
+)
 from llmopt.errors import BackendError
 
 HIDDEN = "***"
@@ -27,10 +32,14 @@ _SECRET = re.compile(r"key|secret|password|passwd|credential|auth|(^|[-_])token$
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What is run, and in which environment variables."""
+    """What is run, and in which environment variables.
+
+    package: the distribution that it came in and its version, of one that llmopt installed
+    """
 
     path: str
     variables: Mapping[str, str]
+    package: str | None = None
 
 
 def worker_python(kind: BackendKind, facts: CheckpointFacts | None) -> Program:
@@ -79,7 +88,15 @@ def server_program(kind: BackendKind) -> Program:
             f"there is no program {wanted} in {program.parent}",
             f"Set {kind.program_variable} to it, or run `llmopt backend install {kind.name}`.",
         )
-    return Program(str(program), process_variables(environment))
+    return Program(str(program), process_variables(environment), _package(installation))
+
+
+def _package(installation: Installation) -> str | None:
+    """The first distribution that the environment was made for."""
+    for name, version in installation.packages.items():
+        if any(each.startswith(name) for each in installation.environment.requirements):
+            return f"{name} {version}"
+    return None
 
 
 def shown_command(command: LaunchCommand, checkpoint: Path) -> str:

@@ -45,13 +45,35 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[
+    _version: Annotated[
         bool,
         typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
     ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Threads that compute on the CPU, at most one for each processor, also in other "
+            "runtimes that are started; as many as there are processors if absent.",
+        ),
+    ] = None,
+    cpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Run on these processors only, such as 0-3,8, and so all that is started.",
+        ),
+    ] = None,
 ) -> None:
     """Quantize a language model, run it, and see in one table what was lost and what was gained.
 
     A MODEL is a local directory, an id on the model hub such as `org/name`, or the alias
     `smollm2-135m`.
     """
+    from llmopt.hardware.processors import compute_with, parse_processors, run_on
+
+    if cpus is not None:
+        run_on(parse_processors(cpus))
+    if threads is not None:
+        compute_with(threads)

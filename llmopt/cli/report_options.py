@@ -102,7 +102,10 @@ Sort = Annotated[
 ]
 Baseline = Annotated[
     str | None,
-    typer.Option(help="Speed-ups against this TARGET, or BACKEND:TARGET.", rich_help_panel=_TABLE),
+    typer.Option(
+        help="Speed-ups against this TARGET, BACKEND:TARGET, or the same target on this BACKEND.",
+        rich_help_panel=_TABLE,
+    ),
 ]
 _SHIP = "Which cell to ship"
 Recommend = Annotated[

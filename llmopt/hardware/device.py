@@ -5,7 +5,6 @@ never guessed; what cannot be read is None or empty. The name of the host is nev
 """
 
 import importlib.metadata
-import os
 import platform
 import re
 import subprocess
@@ -16,6 +15,7 @@ import psutil
 import torch
 
 import llmopt
+from llmopt.hardware.processors import usable_processors
 
 _CPUINFO = Path("/proc/cpuinfo")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -80,7 +80,7 @@ class EnvironmentFacts:
 
 def device_facts() -> DeviceFacts:
     """Look at this machine."""
-    memory, cpuinfo, threads = psutil.virtual_memory(), _read_cpuinfo(), _usable_threads()
+    memory, cpuinfo, threads = psutil.virtual_memory(), _read_cpuinfo(), len(usable_processors())
     return DeviceFacts(
         cpu=_cpu_name(cpuinfo),
         cores=min(psutil.cpu_count(logical=False) or threads, threads),
@@ -135,12 +135,6 @@ def _cpu_name(cpuinfo: dict[str, str]) -> str:
 def _instruction_sets(cpuinfo: dict[str, str]) -> tuple[str, ...]:
     flags = set((cpuinfo.get("flags") or cpuinfo.get("Features") or "").split())
     return tuple(name for name in _INSTRUCTION_SETS if name in flags)
-
-
-def _usable_threads() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _gpu_facts() -> GpuFacts | None:

@@ -22,8 +22,8 @@ GroupBy = Literal["target", "load", "backend"]
 class Choice:
     """Names of columns and groups; `sort` is a column, best first, or "-column", worst first.
 
-    `baseline` is the target that speed-ups are against, or "backend:target"; None: the base of
-    the recipe.
+    `baseline` is what speed-ups are against, as `read_baseline` takes it; None: the base of the
+    recipe.
     """
 
     columns: tuple[str, ...] = ()

@@ -84,7 +84,6 @@ def make_report(
 def shown_rows(results: Sequence[CellResult], choice: Choice) -> tuple[list[CellResult], list[Row]]:
     """Return the newest results that the choice shows, and their rows. Raises as `make_report`."""
     shown = newest(results)
-    _check_baseline(shown, choice.baseline)
     pairs = [
         (result, row)
         for result, row in zip(shown, make_rows(shown, choice.baseline), strict=True)
@@ -106,15 +105,3 @@ def _section(title: str, members: Sequence[Row], choice: Choice) -> Section:
 
 def _measure_name(column: Column) -> str:
     return "kld" if column.name == "kld_or_status" else column.name
-
-
-def _check_baseline(results: Sequence[CellResult], baseline: str | None) -> None:
-    """Raises UsageError for a baseline that is not among the results."""
-    if baseline is None:
-        return
-    targets = dict.fromkeys(result.target for result in results)
-    named = dict.fromkeys(f"{result.backend.name}:{result.target}" for result in results)
-    if baseline not in targets and baseline not in named:
-        raise UsageError(
-            f"There is no target {baseline!r} to compare with", f"Known are {', '.join(targets)}."
-        )

@@ -13,6 +13,7 @@ from typing import Literal
 
 from llmopt.bench.latencies import ttft_s
 from llmopt.bench.statistics import paired_ratio
+from llmopt.report.baseline import read_baseline
 from llmopt.report.engine_figures import EngineFigures, engine_figures
 from llmopt.results.schema import (
     CellResult,
@@ -29,7 +30,7 @@ from llmopt.results.schema import (
 Status = Literal["ok", "invalid", "failed"]
 
 _LoadKey = tuple[int, int, int, str, float]
-_BaseKey = tuple[str, str, str, _LoadKey]
+_BaseKey = tuple[str, str, str, str, _LoadKey]
 _Ratio = tuple[float | None, Interval | None]
 _UNKNOWN: _Ratio = (None, None)
 
@@ -94,20 +95,15 @@ def newest(results: Iterable[CellResult]) -> list[CellResult]:
 def make_rows(results: Sequence[CellResult], baseline: str | None = None) -> list[Row]:
     """Return one row per result, in the given order (see `newest`).
 
-    Speed-ups are against the base of the recipe, against `baseline` if it is a target, or against
-    that target of that backend if it is "backend:target".
+    Speed-ups are against what `read_baseline` makes of `baseline`, which raises UsageError.
     """
-    backend, target = "", baseline
-    if baseline is not None and all(result.target != baseline for result in results):
-        backend, _, target = baseline.rpartition(":")
-    bases = {
-        _base_key(result, bool(backend)): result
+    chosen = read_baseline(baseline, results)
+    valid = {
+        _base_key(result, result.backend.name, result.target): result
         for result in results
-        if result.target == (target or result.base_target)
-        and backend in ("", result.backend.name)
-        and _problem(result) is None
+        if _problem(result) is None
     }
-    return [_row(result, bases.get(_base_key(result, bool(backend)))) for result in results]
+    return [_row(result, valid.get(_base_key(result, *chosen.of(result)))) for result in results]
 
 
 def machine(result: CellResult) -> str:
@@ -206,9 +202,8 @@ def _ratio(numerators: Sequence[float], denominators: Sequence[float]) -> _Ratio
     return median(numerators) / median(denominators), None
 
 
-def _base_key(result: CellResult, across_backends: bool) -> _BaseKey:
-    backend = "" if across_backends else result.backend.name
-    return (machine(result), result.recipe_name, backend, _load_key(result.load))
+def _base_key(result: CellResult, backend: str, target: str) -> _BaseKey:
+    return (machine(result), result.recipe_name, backend, target, _load_key(result.load))
 
 
 def _load_key(load: LoadSpec | None) -> _LoadKey:

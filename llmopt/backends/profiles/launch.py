@@ -24,6 +24,7 @@ class LaunchRequest:
     dtype: "float32", "bfloat16" or "float16"
     device: "cpu" or "cuda"
     num_threads: of the computation on a CPU; None: the server's own choice
+    processors: to keep those threads on, one each, for servers that would else take any
     kv_cache_bytes: what `num_parallel` requests of `context_length` need in the cache, for servers
         that would else take most of a computer's memory; None: not known
     tokenizer: a directory with `config.json` and the tokenizer, for servers that a GGUF file alone
@@ -41,6 +42,7 @@ class LaunchRequest:
     dtype: str
     device: str
     num_threads: int | None = None
+    processors: tuple[int, ...] = ()
     kv_cache_bytes: int | None = None
     tokenizer: Path | None = None
     extra_args: tuple[str, ...] = ()

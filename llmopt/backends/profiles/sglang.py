@@ -31,8 +31,8 @@ def _launch(request: LaunchRequest) -> LaunchCommand:
     variables = {"HF_HUB_OFFLINE": "1"}
     if request.device == "cpu":
         variables["SGLANG_USE_CPU_ENGINE"] = "1"
-        if request.num_threads is not None:
-            variables["SGLANG_CPU_OMP_THREADS_BIND"] = f"0-{request.num_threads - 1}"
+        if request.processors:
+            variables["SGLANG_CPU_OMP_THREADS_BIND"] = ",".join(map(str, request.processors))
     return LaunchCommand((*arguments, *request.extra_args), variables)
 
 

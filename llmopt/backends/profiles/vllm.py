@@ -41,8 +41,8 @@ def _launch(request: LaunchRequest) -> LaunchCommand:
     if request.device == "cpu":
         # else it wants 92 % of the memory, and does not start where others use some
         arguments += ["--kv-cache-memory-bytes", str(request.kv_cache_bytes or _CPU_CACHE_BYTES)]
-        if request.num_threads is not None:
-            variables["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{request.num_threads - 1}"
+        if request.processors:
+            variables["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, request.processors))
             variables["VLLM_CPU_NUM_OF_RESERVED_CPU"] = "0"
     return LaunchCommand((*arguments, *request.extra_args), variables)
 

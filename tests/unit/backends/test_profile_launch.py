@@ -20,8 +20,9 @@ CPU = LaunchRequest(
     dtype="bfloat16",
     device="cpu",
     num_threads=2,
+    processors=(2, 3),
 )
-GPU = replace(CPU, device="cuda", num_threads=None)
+GPU = replace(CPU, device="cuda", num_threads=None, processors=())
 GGUF = replace(CPU, checkpoint=Path("/models/m.gguf"), quantization="gguf")
 
 
@@ -44,7 +45,7 @@ def container(name: str, request: LaunchRequest) -> ContainerSteps:
             "vllm",
             CPU,
             "HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_SERVER_DEV_MODE=1 "
-            "VLLM_CPU_OMP_THREADS_BIND=0-1 VLLM_CPU_NUM_OF_RESERVED_CPU=0 "
+            "VLLM_CPU_OMP_THREADS_BIND=2,3 VLLM_CPU_NUM_OF_RESERVED_CPU=0 "
             "PROGRAM serve '/models/a model' --host 127.0.0.1 --port 8123 --served-model-name m "
             "--dtype bfloat16 --max-model-len 2048 --max-num-seqs 16 "
             "--enable-prompt-tokens-details --disable-uvicorn-access-log "
@@ -69,7 +70,7 @@ def container(name: str, request: LaunchRequest) -> ContainerSteps:
         (
             "sglang",
             replace(GGUF, tokenizer=Path("/models/m")),
-            "HF_HUB_OFFLINE=1 SGLANG_USE_CPU_ENGINE=1 SGLANG_CPU_OMP_THREADS_BIND=0-1 "
+            "HF_HUB_OFFLINE=1 SGLANG_USE_CPU_ENGINE=1 SGLANG_CPU_OMP_THREADS_BIND=2,3 "
             "PROGRAM -m sglang.launch_server --model-path /models/m.gguf "
             "--host 127.0.0.1 --port 8123 --served-model-name m --dtype bfloat16 --device cpu "
             "--context-length 2048 --max-running-requests 16 "

@@ -106,7 +106,7 @@ def test_the_baseline_is_what_speedups_are_against(demo_results: list[CellResult
     assert ratios["fp32", 8] == pytest.approx(84.0 / 150.2)
     assert {row.baseline for row in report.rows} == {"bf16"}
     assert any("speed-up is against bf16" in note for note in report.notes)
-    with pytest.raises(UsageError, match="no target 'fp64'"):
+    with pytest.raises(UsageError, match="no target or backend 'fp64'"):
         make_report(demo_results, choice=Choice(baseline="fp64"))
 
 
@@ -118,6 +118,17 @@ def test_a_baseline_of_another_backend(make_result: MakeResult) -> None:
     (row,) = (row for row in rows if row.target == "gptq-w4g64")
     assert row.speed is not None
     assert row.speed.speedup == pytest.approx(70.8 / 39.7)
+
+
+def test_the_same_target_on_another_backend(make_result: MakeResult) -> None:
+    ours = [make_result("bf16"), make_result("gptq-w4g64", cell_id="b")]
+    theirs = [
+        with_speed(replace(each, backend=replace(each.backend, name="vllm")), speed)
+        for each, speed in zip(ours, (20.0, 14.0), strict=True)
+    ]
+    rows = make_report([*ours, *theirs], choice=Choice(baseline="vllm")).rows
+    ratios = [row.speed.speedup for row in rows if row.speed]
+    assert ratios == pytest.approx([39.7 / 20, 70.8 / 14, 1, 1])
 
 
 def test_chosen_columns_in_csv_and_json(demo_results: list[CellResult]) -> None:

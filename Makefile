@@ -16,12 +16,17 @@ demo: $(STAMP)
 # What README.md and results/ show of the committed result files.
 EMBEDDED := $(shell sed -n 's/^<!-- begin llmopt report \([^ ]*\) -->$$/\1/p' README.md)
 
+# Of several runtimes: each beside llmopt with the same weights.
+RUNTIMES := --baseline llmopt --group-by load
+
 readme: $(STAMP)
 	$(BIN)/llmopt report results/demo --into README.md --png results/demo/report.png
 	@set -e; for name in $(EMBEDDED); do \
-	    $(BIN)/llmopt report results/$$name --into README.md --place $$name --png results/$$name/report.png; \
+	    case $$name in backends-*) choice="$(RUNTIMES)";; *) choice=;; esac; \
+	    $(BIN)/llmopt report results/$$name $$choice --into README.md --place $$name --png results/$$name/report.png; \
 	done
 	$(BIN)/llmopt report results --format markdown --out results/README.md
+	$(BIN)/llmopt report results/cpu-peers $(RUNTIMES) --format markdown --out results/cpu-peers/README.md
 
 # On a machine with a GPU, with its own python and what is in it: nothing is installed.
 GPU_CHECK_OUT ?= llmopt-results/gpu-check

@@ -65,7 +65,7 @@ def make_notes(
     notes += [f"not read: {error}" for error in errors]
     if num_superseded:
         notes.append(f"{num_superseded} older results of the same cells are not shown.")
-    for note in (_spread_note, _slo_note):
+    for note in (_drift_note, _spread_note, _slo_note):
         notes += filter(None, map(note, rows))
     notes += load_notes(rows, _name)
     notes += _cost_notes(rows)
@@ -111,6 +111,12 @@ def _name(row: Row) -> str:
     if row.load.kind == "closed":
         return f"{name} at concurrency {row.load.concurrency}"
     return f"{name} at {load_text(row.load)}"
+
+
+def _drift_note(row: Row) -> str | None:
+    if row.speed is None or row.drift is None:
+        return None
+    return f"{_name(row)} drifted, as all that took turns with it may have: {row.drift}."
 
 
 def _spread_note(row: Row) -> str | None:

@@ -29,6 +29,7 @@ from llmopt.results.schema import (
 
 Status = Literal["ok", "invalid", "failed"]
 
+DRIFT = "drift"  # the check of that name
 _LoadKey = tuple[int, int, int, str, float]
 _BaseKey = tuple[str, str, str, str, _LoadKey]
 _Ratio = tuple[float | None, Interval | None]
@@ -73,6 +74,7 @@ class Row:
     search: SearchRecord | None = None  # of the load's rate
     stopping: StoppingRecord | None = None
     baseline: str | None = None  # the target that its speed is compared with
+    drift: str | None = None  # how its runs became slower or faster, where a check found that
     imported_from: str | None = None  # the tool of others whose file it was read from
 
 
@@ -141,6 +143,7 @@ def _row(result: CellResult, base: CellResult | None) -> Row:
         search=result.search,
         stopping=result.stopping,
         baseline=None if base is None else base.target,
+        drift=_drift(result),
         imported_from=imported_from(result),
     )
 
@@ -160,8 +163,14 @@ def _problem(result: CellResult) -> str | None:
         return None if is_base or result.quality is not None else "nothing was measured"
     if result.summary is None or not result.summary.run_output_throughput:
         return "nothing was measured"
-    failed = [f"{check.name}: {check.detail}" for check in result.validity if not check.passed]
-    return "; ".join(failed) or None
+    failed = [check for check in result.validity if not check.passed and check.name != DRIFT]
+    return "; ".join(f"{check.name}: {check.detail}" for check in failed) or None
+
+
+def _drift(result: CellResult) -> str | None:
+    """A drift leaves the ratios of cells that took turns as they are: it is said, not refused."""
+    failed = (check for check in result.validity if check.name == DRIFT and not check.passed)
+    return next((check.detail for check in failed), None)
 
 
 def _speed(result: CellResult, summary: Summary, base: CellResult | None) -> Speed:

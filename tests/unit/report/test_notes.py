@@ -50,6 +50,17 @@ def test_rows_of_other_runtimes_are_named_with_theirs(make_result: MakeResult) -
     } == set(make_report([own, other]).notes[:2])
 
 
+def test_a_drift_is_said_and_nothing_is_hidden(make_result: MakeResult) -> None:
+    drifting = (ValidityCheck("drift", False, "TPOT changes by +12.3% over the runs, p = 0.017"),)
+    report = make_report([make_result("fp32"), make_result("gptq-w4g64", validity=drifting)])
+    assert [row.status for row in report.rows] == ["ok", "ok"]
+    assert all(row.speed is not None for row in report.rows)
+    assert report.notes[0] == (
+        "gptq-w4g64 at concurrency 1 drifted, as all that took turns with it may have: TPOT "
+        "changes by +12.3% over the runs, p = 0.017."
+    )
+
+
 def test_noisy_runs_are_named(make_result: MakeResult) -> None:
     result = make_result()
     assert result.summary is not None

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmopt.report.choice import EVERYTHING, Choice
 from llmopt.report.plots.catalogue import make_figure, write_plot
 from llmopt.report.plots.kernels import kernel_figure
 from llmopt.report.plots.style import DASHES, HATCHES, dashes, look, svg_bytes, svg_element
@@ -23,8 +24,8 @@ from llmopt.results.schema import CellResult, CostModel, RequestRecord, RunRecor
 MakeResult = Callable[..., CellResult]
 
 
-def figure_of(results: list[CellResult], name: Any) -> Any:
-    return make_figure(make_report(results), name, results)
+def figure_of(results: list[CellResult], name: Any, choice: Choice = EVERYTHING) -> Any:
+    return make_figure(make_report(results, choice=choice), name, results)
 
 
 def at_loads(make_result: MakeResult, *loads: int) -> list[CellResult]:
@@ -81,6 +82,15 @@ def test_boxes_are_the_intervals(make_result: MakeResult) -> None:
     assert box.get_x() < 0.98 * 70.8 < 1.03 * 70.8 < box.get_x() + box.get_width()
 
 
+def test_runtimes_in_one_panel_are_named(make_result: MakeResult) -> None:
+    ours = [make_result("fp32"), make_result("gptq-w4g64", cell_id="b")]
+    theirs = [replace(each, backend=replace(each.backend, name="vllm")) for each in ours]
+    (axes,) = figure_of([*ours, *theirs], "throughput", Choice(group_by="load")).axes
+    texts = {text.get_text() for text in axes.texts}
+    assert {"gptq-w4g64 on llmopt", "gptq-w4g64 on vllm"} <= texts
+    assert {"fp32 on llmopt (base)", "fp32 on vllm (base)"} <= texts
+
+
 points = st.lists(st.tuples(st.floats(0.1, 1e3), st.floats(0.001, 1)), min_size=1, max_size=12)
 
 
@@ -88,7 +98,7 @@ points = st.lists(st.tuples(st.floats(0.1, 1e3), st.floats(0.001, 1)), min_size=
 def test_the_pareto_front_is_what_no_other_point_beats(
     found: list[tuple[float, float]], higher: bool
 ) -> None:
-    all_points = [Point(str(i), x, (x, x), y, (y, y)) for i, (x, y) in enumerate(found)]
+    all_points = [Point(str(i), str(i), x, (x, x), y, (y, y)) for i, (x, y) in enumerate(found)]
     front = pareto_front(all_points, higher=higher)
     sign = -1 if higher else 1
 

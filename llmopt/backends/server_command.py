@@ -27,6 +27,7 @@ from llmopt.environment.installation import (
 from llmopt.errors import BackendError
 
 HIDDEN = "***"
+_DISTRIBUTION = re.compile(r"[A-Za-z0-9._-]+")  # the name that a requirement begins with
 _SECRET = re.compile(r"key|secret|password|passwd|credential|auth|(^|[-_])token$", re.IGNORECASE)
 
 
@@ -93,10 +94,9 @@ def server_program(kind: BackendKind) -> Program:
 
 def _package(installation: Installation) -> str | None:
     """The first distribution that the environment was made for."""
-    for name, version in installation.packages.items():
-        if any(each.startswith(name) for each in installation.environment.requirements):
-            return f"{name} {version}"
-    return None
+    found = _DISTRIBUTION.match(installation.environment.requirements[0])
+    version = installation.packages.get(found[0].lower()) if found else None
+    return None if found is None or version is None else f"{found[0]} {version}"
 
 
 def shown_command(command: LaunchCommand, checkpoint: Path) -> str:

@@ -80,8 +80,10 @@ def explain(cell: Subject, base: Subject, speedup: float) -> str | None:
     if ratio < MIN_SAVING:
         return f"{speedup:.2f}x: {unsaved_bytes(comparison)}"
     allowed = f"the {ratio:.2f}x that the bytes of its linear layers allow"
+    if speedup > ratio:
+        return f"{speedup:.2f}x, above {allowed}: the base is further from its own roofline"
     claims = list(_claims(comparison))
-    if speedup >= ratio or not claims:
+    if not claims:
         return f"{speedup:.2f}x of {allowed}"
     return f"{speedup:.2f}x of {allowed}: {'; '.join(claims)}"
 

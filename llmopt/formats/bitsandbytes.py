@@ -61,7 +61,7 @@ class CodebookFormat:
     marker: ClassVar[str] = "weight.absmax"
     config_file: ClassVar[str | None] = None
 
-    def label(self, method: str) -> str:  # noqa: ARG002
+    def label(self, method: str) -> str:  # noqa: ARG002 - as all schemes'
         """The scheme's name: "nf4", or "nf4-dq" if double quantized. The codes are always the
         nearest ones, so `method` adds nothing.
         """
@@ -160,7 +160,7 @@ class Int8RowsFormat:
     marker: ClassVar[str] = "SCB"
     config_file: ClassVar[str | None] = None
 
-    def label(self, method: str) -> str:  # noqa: ARG002
+    def label(self, method: str) -> str:  # noqa: ARG002 - as all schemes'
         """The scheme's name: "int8", after LLM.int8, whatever `method` chose the codes."""
         return "int8"
 

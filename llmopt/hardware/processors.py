@@ -6,7 +6,6 @@ since such libraries make their threads once.
 
 import os
 import re
-import sys
 
 from llmopt.errors import UsageError
 
@@ -51,5 +50,3 @@ def run_on(processors: tuple[int, ...]) -> None:
 def compute_with(num_threads: int) -> None:
     """Compute with so many threads, here and in the processes that are started from now on."""
     os.environ["OMP_NUM_THREADS"] = str(num_threads)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(num_threads)

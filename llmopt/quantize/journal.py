@@ -117,7 +117,7 @@ class Journal:
         path = self._block_path(scheme, index)
         with safe_open(path, framework="pt") as file:
             record = json.loads(file.metadata()[_METADATA_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
         modules = tuple(_module(values) for values in record.pop("modules"))
         return PackedBlock(tensors, modules, **record)
 

@@ -118,7 +118,7 @@ def _is_whole(path: Path) -> bool:
             digests = file.metadata() or {}
             return all(
                 digests.get(name) == tensor_digest(file.get_tensor(name))
-                for name in file.keys()  # noqa: SIM118
+                for name in file.keys()  # noqa: SIM118 - no dict
             )
     except (OSError, SafetensorError):
         return False

@@ -1,7 +1,7 @@
 """The lines about engines that were compared: how they differ, and what came of it.
 
 Knows nothing about layout. The law: engines are spoken of only where a recipe compares several of
-them under one load.
+one runtime under one load; the settings of two runtimes are not alike.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +24,7 @@ ACTIVATIONS_DEFINITION = (
 )
 _SPECULATION = "speculation"
 _ACTIVATIONS = "activations"
+_NO_CHOICES = frozenset({"url", "model", "file_type"})  # what is served, and where
 
 
 def engine_notes(
@@ -37,7 +38,7 @@ def engine_notes(
         others = [
             (other, of_other)
             for other, of_other in pairs
-            if (other.recipe_name, other.load) == (result.recipe_name, result.load)
+            if _setting_of(other) == _setting_of(result)
         ]
         differing = _differing(
             result.backend.settings, [other.backend.settings for other, _ in others]
@@ -59,12 +60,18 @@ def engine_notes(
         yield ACTIVATIONS_DEFINITION
 
 
+def _setting_of(result: CellResult) -> tuple[object, ...]:
+    """What engines have in common that are compared."""
+    return result.recipe_name, result.load, result.backend.name
+
+
 def _differing(own: Mapping[str, object], others: Sequence[Mapping[str, object]]) -> list[str]:
     """The settings, as "name value", that are not the same in all."""
     return [
         _setting(name, value)
         for name, value in own.items()
-        if any(name in other and other[name] != value for other in others)
+        if name not in _NO_CHOICES
+        and any(name in other and other[name] != value for other in others)
     ]
 
 

@@ -6,6 +6,7 @@ and a speed-up exists only against the base, or the baseline that was asked for,
 recipe, load and machine, and of the same backend unless another one is named.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -100,12 +101,18 @@ def make_rows(results: Sequence[CellResult], baseline: str | None = None) -> lis
     Speed-ups are against what `read_baseline` makes of `baseline`, which raises UsageError.
     """
     chosen = read_baseline(baseline, results)
+    sessions = Counter(map(_session, results))
+    problems = [_problem(result, is_alone=sessions[_session(result)] == 1) for result in results]
+    pairs = list(zip(results, problems, strict=True))
     valid = {
         _base_key(result, result.backend.name, result.target): result
-        for result in results
-        if _problem(result) is None
+        for result, problem in pairs
+        if problem is None
     }
-    return [_row(result, valid.get(_base_key(result, *chosen.of(result)))) for result in results]
+    return [
+        _row(result, problem, valid.get(_base_key(result, *chosen.of(result))))
+        for result, problem in pairs
+    ]
 
 
 def machine(result: CellResult) -> str:
@@ -116,8 +123,12 @@ def machine(result: CellResult) -> str:
     return f"{environment.device} ({environment.cores} cores, {environment.num_threads} threads)"
 
 
-def _row(result: CellResult, base: CellResult | None) -> Row:
-    problem = _problem(result)
+def _session(result: CellResult) -> tuple[object, ...]:
+    """What results have in common whose runs took turns."""
+    return machine(result), result.recipe_name, result.environment.git_sha
+
+
+def _row(result: CellResult, problem: str | None, base: CellResult | None) -> Row:
     status: Status = "ok"
     speed = None
     if problem is not None:
@@ -154,8 +165,11 @@ def imported_from(result: CellResult) -> str | None:
     return tool if isinstance(tool, str) else None
 
 
-def _problem(result: CellResult) -> str | None:
-    """Return why what a cell measures cannot be shown, in one line; None if it can."""
+def _problem(result: CellResult, *, is_alone: bool) -> str | None:
+    """Return why what a cell measures cannot be shown, in one line; None if it can.
+
+    A drift leaves the ratios of cells that took turns as they are: it is said there, not refused.
+    """
     if result.error is not None:
         return " ".join(result.error.split()) or "an error without a message"
     if result.load is None:
@@ -163,12 +177,13 @@ def _problem(result: CellResult) -> str | None:
         return None if is_base or result.quality is not None else "nothing was measured"
     if result.summary is None or not result.summary.run_output_throughput:
         return "nothing was measured"
-    failed = [check for check in result.validity if not check.passed and check.name != DRIFT]
+    failed = [
+        check for check in result.validity if not check.passed and (is_alone or check.name != DRIFT)
+    ]
     return "; ".join(f"{check.name}: {check.detail}" for check in failed) or None
 
 
 def _drift(result: CellResult) -> str | None:
-    """A drift leaves the ratios of cells that took turns as they are: it is said, not refused."""
     failed = (check for check in result.validity if check.name == DRIFT and not check.passed)
     return next((check.detail for check in failed), None)
 

@@ -158,11 +158,6 @@ inline Scratch place_scratch(void* memory, int rows, int padded_dim) {
   return s;
 }
 
-inline bool sees(const AttentionTile& tile, int position, int key) {
-  if (key > position) return false;
-  return tile.window == 0 || key > position - tile.window || key < tile.num_sinks;
-}
-
 // Where the keys and values of positions first .. first + 63 are; negative: no row may see them.
 struct BlockPlaces {
   int64_t at[kKeyBlock];
@@ -218,25 +213,32 @@ inline BlockRows find_rows(const AttentionTile& tile, const BlockPlaces& places,
   return found;
 }
 
-// Scores of the keys `first` .. + 15, minus infinity for those that a position does not see.
-inline Lanes only_seen(const AttentionTile& tile, int position, int first, Lanes scores) {
-  const IntLanes keys = first + IntLanes{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  IntLanes is_seen = keys < (position < tile.last_key ? position + 1 : tile.last_key);
-  if (tile.window > 0) is_seen &= (keys > position - tile.window) | (keys < tile.num_sinks);
-  return is_seen ? scores : all_lanes(-INFINITY);
-}
+// What a position sees: keys before `end`, of which those before `near` only if they are sinks.
+struct Sight {
+  int near, end, num_sinks;
+  Sight(const AttentionTile& tile, int position) : num_sinks(tile.num_sinks) {
+    near = tile.window == 0 ? 0 : position - tile.window + 1;
+    end = position < tile.last_key ? position + 1 : tile.last_key;
+  }
+  bool is_whole(int first) const { return near <= first && first + kKeyBlock <= end; }
+  // Scores of the keys `first` .. + 15, minus infinity for those that are not seen.
+  Lanes only_seen(int first, Lanes scores) const {
+    const IntLanes keys = first + IntLanes{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const IntLanes is_seen = (keys < end) & ((keys >= near) | (keys < num_sinks));
+    return is_seen ? scores : all_lanes(-INFINITY);
+  }
+};
 
 // Scores of one row become weights; returns what earlier sums are multiplied with.
 inline float weigh(const AttentionTile& tile, int position, int first, float* scores,
                    uint16_t* weights, float* largest, float* sum) {
-  const bool partly = !sees(tile, position, first) || first + kKeyBlock > tile.last_key ||
-                      !sees(tile, position, first + kKeyBlock - 1) ||
-                      (tile.window > 0 && first < tile.num_sinks);
+  const Sight sight(tile, position);
+  const bool is_whole = sight.is_whole(first);
   Lanes top = all_lanes(*largest);
   for (int i = 0; i < kKeyBlock; i += kWidth) {
     Lanes s = load_lanes(scores + i) * tile.scale;
     if (tile.soft_cap > 0) s = tanh_lanes(s / tile.soft_cap) * tile.soft_cap;
-    if (partly) s = only_seen(tile, position, first + i, s);
+    if (!is_whole) s = sight.only_seen(first + i, s);
     store_lanes(scores + i, s);
     top = larger(s, top);
   }

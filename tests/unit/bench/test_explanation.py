@@ -158,6 +158,8 @@ def test_a_cell_that_reaches_what_its_bytes_allow_needs_no_reason():
     cell = subject(W4, bytes_=(50.0, 12.5), weights=2.0, lm_head=0.5)
     line = "4.00x of the 4.00x that the bytes of its linear layers allow"
     assert explain(cell, BASE, 4.0) == line
+    above = "5.00x, above the 4.00x that the bytes of its linear layers allow: the base is further"
+    assert explain(cell, BASE, 5.0) == f"{above} from its own roofline"
 
 
 def test_without_an_output_token_nothing_is_said():

@@ -50,7 +50,7 @@ def test_rows_of_other_runtimes_are_named_with_theirs(make_result: MakeResult) -
     } == set(make_report([own, other]).notes[:2])
 
 
-def test_a_drift_is_said_and_nothing_is_hidden(make_result: MakeResult) -> None:
+def test_a_drift_is_said_and_hides_only_what_took_no_turns(make_result: MakeResult) -> None:
     drifting = (ValidityCheck("drift", False, "TPOT changes by +12.3% over the runs, p = 0.017"),)
     report = make_report([make_result("fp32"), make_result("gptq-w4g64", validity=drifting)])
     assert [row.status for row in report.rows] == ["ok", "ok"]
@@ -59,6 +59,8 @@ def test_a_drift_is_said_and_nothing_is_hidden(make_result: MakeResult) -> None:
         "gptq-w4g64 at concurrency 1 drifted, as all that took turns with it may have: TPOT "
         "changes by +12.3% over the runs, p = 0.017."
     )
+    (alone,) = make_report([make_result("gptq-w4g64", validity=drifting)]).rows
+    assert (alone.status, alone.speed) == ("invalid", None)
 
 
 def test_noisy_runs_are_named(make_result: MakeResult) -> None:

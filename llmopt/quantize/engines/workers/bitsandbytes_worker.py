@@ -40,7 +40,7 @@ def quantize(job: dict[str, Any]) -> None:
 def check_scales(shard: Path, double_quant: bool) -> None:
     """Raise unless every block has one scale, a flat list in the type that was asked for."""
     with safe_open(shard, framework="pt") as file:
-        names = [name for name in file.keys() if name.endswith(".weight.absmax")]  # noqa: SIM118
+        names = [name for name in file.keys() if name.endswith(".weight.absmax")]  # noqa: SIM118 - no dict
         for name in names:
             packed = file.get_slice(name.removesuffix(".absmax")).get_shape()
             scales = file.get_slice(name)

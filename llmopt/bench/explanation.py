@@ -67,25 +67,43 @@ class Claim:
 Rule = Callable[[Comparison], Claim | None]
 
 
-def explain(cell: Subject, base: Subject, speedup: float) -> str | None:
-    """One line for a cell, such as "1.85x of the 3.67x that the bytes of its linear layers allow:
-    lm_head is 49 % of the weights' bytes and stays in 16 bits (55 % of what is missing)".
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a cell is as fast as it is; its text is one line such as "1.85x of the 3.67x that the
+    bytes of its linear layers allow: lm_head is 49 % of the weights' bytes and stays in 16 bits
+    (55 % of what is missing)".
 
-    speedup: ratio of the output throughputs, cell / base. None if no token came out of one of them.
+    speedup: ratio of the output throughputs, cell / base
+    allowed: the ratio of the bytes of their linear layers; None: the cell saves none
+    reasons: what is missing, most first
     """
+
+    speedup: float
+    allowed: float | None
+    reasons: tuple[str, ...]
+
+    @property
+    def is_above(self) -> bool:
+        """Is it more than the bytes allow, because the base is further from its own roofline?"""
+        return self.allowed is not None and self.speedup > self.allowed
+
+    def __str__(self) -> str:
+        """Return the line."""
+        text = f"{self.speedup:.2f}x"
+        if self.allowed is not None:
+            text += f" of the {self.allowed:.2f}x that the bytes of its linear layers allow"
+        return f"{text}: {'; '.join(self.reasons)}" if self.reasons else text
+
+
+def explain(cell: Subject, base: Subject, speedup: float) -> Explanation | None:
+    """Explain a cell's `speedup`; None if no token came out of one of them."""
     if not cell.attribution.num_output_tokens or not base.attribution.num_output_tokens:
         return None
     comparison = Comparison(cell, base)
     ratio = comparison.byte_ratio
     if ratio < MIN_SAVING:
-        return f"{speedup:.2f}x: {unsaved_bytes(comparison)}"
-    allowed = f"the {ratio:.2f}x that the bytes of its linear layers allow"
-    if speedup > ratio:
-        return f"{speedup:.2f}x, above {allowed}: the base is further from its own roofline"
-    claims = list(_claims(comparison))
-    if not claims:
-        return f"{speedup:.2f}x of {allowed}"
-    return f"{speedup:.2f}x of {allowed}: {'; '.join(claims)}"
+        return Explanation(speedup, None, (unsaved_bytes(comparison),))
+    return Explanation(speedup, ratio, () if speedup > ratio else tuple(_claims(comparison)))
 
 
 def _claims(comparison: Comparison) -> Iterator[str]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llmopt.bench.attribution import attribute_cell
-from llmopt.bench.explanation import Subject, explain
+from llmopt.bench.explanation import Explanation, Subject, explain
 from llmopt.report.columns import MISSING, load_text, three_digits
 from llmopt.report.rows import Row, machine, make_rows, newest
 from llmopt.results.attribution import Attribution, PartName, StepProfile
@@ -46,6 +46,10 @@ _COLUMNS: tuple[tuple[str, tuple[PartName, ...]], ...] = (
     ("rest", ("unattributed",)),
 )
 _WIDTH = 100
+_ABOVE = (
+    "Faster than the bytes of their linear layers allow, as the base is further from its own "
+    "roofline"
+)
 _NUM_PROFILED = 3  # parts of a step that its note names
 
 
@@ -77,20 +81,33 @@ def attributed(results: Sequence[CellResult], rows: Sequence[Row]) -> list[Attri
 def explanation_notes(
     results: Sequence[CellResult], rows: Sequence[Row], name: Callable[[Row], str]
 ) -> Iterator[str]:
-    """Yield one line for each row whose weights are not in the base's scheme."""
+    """Yield one line for each row whose weights are not in the base's scheme, and one for all that
+    are faster than their bytes allow.
+    """
     known = attributed(results, rows)
+    above = []
     for each in known:
-        base = next((other for other in known if _is_base_of(other, each)), None)
-        speedup = each.row.speed.speedup if each.row.speed else None
-        subject = _subject(each)
-        reference = None if base is None else _subject(base)
-        if subject is None or reference is None or speedup is None:
+        found = _explanation(each, known)
+        if found is None:
             continue
-        if subject.model.scheme == reference.model.scheme:
-            continue
-        line = explain(subject, reference, speedup)
-        if line is not None:
-            yield f"{name(each.row)}: {line}."
+        if found.is_above:
+            above.append(f"{name(each.row)} ({found.speedup:.2f}x of {found.allowed:.2f}x)")
+        else:
+            yield f"{name(each.row)}: {found}."
+    if above:
+        yield f"{_ABOVE}: {', '.join(above)}."
+
+
+def _explanation(each: AttributedRow, known: Sequence[AttributedRow]) -> Explanation | None:
+    base = next((other for other in known if _is_base_of(other, each)), None)
+    speedup = each.row.speed.speedup if each.row.speed else None
+    subject = _subject(each)
+    reference = None if base is None else _subject(base)
+    if subject is None or reference is None or speedup is None:
+        return None
+    if subject.model.scheme == reference.model.scheme:
+        return None
+    return explain(subject, reference, speedup)
 
 
 def profile_notes(

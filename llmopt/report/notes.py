@@ -65,8 +65,9 @@ def make_notes(
     notes += [f"not read: {error}" for error in errors]
     if num_superseded:
         notes.append(f"{num_superseded} older results of the same cells are not shown.")
-    for note in (_drift_note, _spread_note, _slo_note):
-        notes += filter(None, map(note, rows))
+    notes += filter(None, map(_drift_note, rows))
+    notes += _spread_notes(rows)
+    notes += filter(None, map(_slo_note, rows))
     notes += load_notes(rows, _name)
     notes += _cost_notes(rows)
     notes += engine_notes(results, rows, _name)
@@ -119,16 +120,17 @@ def _drift_note(row: Row) -> str | None:
     return f"{_name(row)} drifted, as all that took turns with it may have: {row.drift}."
 
 
-def _spread_note(row: Row) -> str | None:
-    if row.speed is None:
-        return None
-    low, high = row.speed.output_throughput_min, row.speed.output_throughput_max
-    if high - low <= MAX_QUIET_SPREAD * row.speed.output_throughput:
-        return None
-    return (
-        f"{_name(row)} is noisy: its runs went from "
-        f"{three_digits(low)} to {three_digits(high)} tok/s."
-    )
+def _spread_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """All whose runs differ by more than a quiet machine's."""
+    noisy = []
+    for row in rows:
+        if row.speed is None:
+            continue
+        low, high = row.speed.output_throughput_min, row.speed.output_throughput_max
+        if high - low > MAX_QUIET_SPREAD * row.speed.output_throughput:
+            noisy.append(f"{_name(row)} from {three_digits(low)} to {three_digits(high)}")
+    if noisy:
+        yield f"Noisy, tok/s of the runs: {', '.join(noisy)}."
 
 
 def _ceilings_note(ceilings: Ceilings) -> str:

@@ -46,7 +46,7 @@ QUARTER = (50.0, 50.0)  # bytes of layers at 4 bits, and of a head that stays
 
 def test_the_output_head_is_named_with_its_share_and_bits():
     cell = subject(W4, bytes_=QUARTER, weights=2.0, lm_head=2.0)
-    assert explain(cell, BASE, 2.5) == (
+    assert str(explain(cell, BASE, 2.5)) == (
         "2.50x of the 4.00x that the bytes of its linear layers allow: lm_head is 50 % of the "
         "weights' bytes and stays in 16 bits (100 % of what is missing)"
     )
@@ -60,7 +60,7 @@ def test_a_head_that_shrank_does_not_stay():
 
 def test_dequantized_weights_save_nothing():
     cell = subject(replace(W4, kernels=("dequantized nf4", "dense")), weights=8.0, lm_head=2.0)
-    assert explain(cell, BASE, 1.01) == (
+    assert str(explain(cell, BASE, 1.01)) == (
         "1.01x: its weights are dequantized to bfloat16 at load: a step reads 0 MB of weights, the "
         "base 0 MB"
     )
@@ -69,7 +69,7 @@ def test_dequantized_weights_save_nothing():
 def test_more_bytes_save_nothing():
     cell = subject(W4, bytes_=(210e6, 50e6), weights=8.0, lm_head=2.0)
     base = subject(bytes_=(200e6, 50e6), weights=8.0, lm_head=2.0)
-    assert explain(cell, base, 0.95) == (
+    assert str(explain(cell, base, 0.95)) == (
         "0.95x: no bytes are saved: a step reads 260 MB of weights, the base 250 MB"
     )
 
@@ -77,7 +77,7 @@ def test_more_bytes_save_nothing():
 def test_flops_bound_large_batches():
     base = subject(matmul=8.0, lm_head=2.0)
     cell = subject(W4, bytes_=QUARTER, matmul=8.0, lm_head=0.5)
-    assert explain(cell, base, 1.18) == (
+    assert str(explain(cell, base, 1.18)) == (
         "1.18x of the 4.00x that the bytes of its linear layers allow: compute-bound: FLOPs of the "
         "linear layers need 94 % of the time whatever their bytes, most of it in steps of 64 "
         "tokens (100 % of what is missing)"
@@ -157,9 +157,13 @@ def test_shares_of_all_parts_sum_to_what_is_missing():
 def test_a_cell_that_reaches_what_its_bytes_allow_needs_no_reason():
     cell = subject(W4, bytes_=(50.0, 12.5), weights=2.0, lm_head=0.5)
     line = "4.00x of the 4.00x that the bytes of its linear layers allow"
-    assert explain(cell, BASE, 4.0) == line
-    above = "5.00x, above the 4.00x that the bytes of its linear layers allow: the base is further"
-    assert explain(cell, BASE, 5.0) == f"{above} from its own roofline"
+    reached, above = explain(cell, BASE, 4.0), explain(cell, BASE, 5.0)
+    assert str(reached) == line
+    assert reached is not None
+    assert not reached.is_above
+    assert above is not None
+    assert above.is_above
+    assert above.reasons == ()
 
 
 def test_without_an_output_token_nothing_is_said():

@@ -63,6 +63,18 @@ def test_every_quantized_row_has_a_line_that_says_why(results):
     )
 
 
+def test_rows_faster_than_their_bytes_allow_share_a_line(results, make_result):
+    rows = [results[0], with_steps(make_result("gptq-w4g64"), 400_000_000, 1.2, 0.2)]
+    rows.append(with_steps(make_result("fp32", 8), 538_000_000, 8.0, 0.2))
+    rows.append(with_steps(make_result("gptq-w4g64", 8), 400_000_000, 1.0, 0.2))
+    (line,) = (note for note in make_report(rows).notes if "linear layers" in note)
+    assert line == (
+        "Faster than the bytes of their linear layers allow, as the base is further from its own "
+        "roofline: gptq-w4g64 at concurrency 1 (3.31x of 1.48x), gptq-w4g64 at concurrency 8 "
+        "(2.02x of 1.48x)."
+    )
+
+
 def test_a_base_of_another_load_or_machine_explains_nothing(results):
     base, cell = results
     elsewhere = replace(base, environment=replace(base.environment, device="Another CPU"))

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from statistics import fmean, median
 
 from llmopt.bench.latencies import LATENCIES
-from llmopt.bench.percentiles import percentile
-from llmopt.results.schema import Goodput, RequestRecord, RunRecord, SloTerm
+from llmopt.bench.percentiles import percentile, percentile_interval
+from llmopt.results.schema import Goodput, Interval, RequestRecord, RunRecord, SloTerm
 
 _OF_LATER_TOKENS = {"tpot", "itl"}
 
@@ -53,12 +53,27 @@ def term_ms(runs: Sequence[RunRecord], term: SloTerm) -> float:
     request that failed is later than any bound, for each sample that it should have had. Infinite
     without a request, and 0 if none has such a latency to exceed.
     """
-    samples = _tokens_ms if term.metric == "itl" and term.percent is not None else _request_ms
-    requests = [request for run in runs for request in run.requests]
-    values = [value for request in requests for value in samples(request, term)]
+    values = _ordered_ms(runs, term)
     if not values:
-        return 0.0 if requests else math.inf
-    return _at(sorted(values), term.percent)
+        return 0.0 if any(run.requests for run in runs) else math.inf
+    return _at(values, term.percent)
+
+
+def term_interval(runs: Sequence[RunRecord], term: SloTerm, n_eff: float) -> Interval | None:
+    """The 95 % interval of `term_ms`, in ms; None without one: too few samples, or no percentile.
+
+    n_eff: how many independent samples those of the runs are worth
+    """
+    if term.percent is None:
+        return None
+    return percentile_interval(_ordered_ms(runs, term), term.percent, n_eff)
+
+
+def _ordered_ms(runs: Sequence[RunRecord], term: SloTerm) -> list[float]:
+    samples = _tokens_ms if term.metric == "itl" and term.percent is not None else _request_ms
+    return sorted(
+        value for run in runs for request in run.requests for value in samples(request, term)
+    )
 
 
 def _request_ms(request: RequestRecord, term: SloTerm) -> list[float]:

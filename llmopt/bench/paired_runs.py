@@ -11,7 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,10 @@ from llmopt.bench.metrics import summarize_cell
 from llmopt.bench.observer import Observer, open_stage
 from llmopt.bench.validity import check_cell
 from llmopt.environment.process import follow_process
-from llmopt.errors import OutputError, ResultError, UsageError
+from llmopt.errors import ResultError, UsageError
 from llmopt.recipe.load import load_recipe
-from llmopt.recipe.schema import Recipe, cells
-from llmopt.results.files import make_directory
+from llmopt.recipe.schema import DUMMY, Recipe, all_targets, cells
+from llmopt.results.files import make_directory, output_error
 from llmopt.results.schema import CellResult
 from llmopt.results.store import read_results, write_once
 
@@ -44,19 +46,20 @@ class Session:
     device: str = "cpu"
 
 
-def run_session(session: Session, trees: Mapping[str, Path], observer: Observer) -> None:
-    """Measure each side, "old" or "new", from its source tree. Raises LLMOptError.
+def run_session(
+    session: Session, trees: Mapping[str, Path], observer: Observer
+) -> dict[str, list[Path]]:
+    """Measure each side, "old" or "new", from its source tree; return the result files of each.
 
-    With one side only its runs follow each other. An interrupt leaves no results behind.
+    With one side only its runs follow each other. An interrupt leaves no results behind. Raises
+    LLMOptError.
     """
     recipe = load_recipe(session.recipe)
     _refuse(recipe, session)
     for side, tree in trees.items():
         _require_source(side, tree)
     make_directory(session.out)
-    parts = session.out / "parts"
-    shutil.rmtree(parts, ignore_errors=True)
-    try:
+    with _parts(session.out) as parts:
         _write_recipes(session.recipe, recipe, parts)
         with open_stage(observer, "measure by turns"):
             repeats = session.repeats if recipe.loads else 0
@@ -64,9 +67,22 @@ def run_session(session: Session, trees: Mapping[str, Path], observer: Observer)
             for done, (name, side) in enumerate(order):
                 observer.stage_advanced(done, len(order), f"{side}, {name} of {repeats}")
                 _run(session, parts, side, name, trees[side])
-        for side in trees:
-            for result in _merged(parts, side, repeats, len(cells(recipe))):
-                write_once(session.out / side, result)
+        merged = {side: _merged(parts, side, repeats, len(cells(recipe))) for side in trees}
+    return {
+        side: [write_once(session.out / side, result) for result in results]
+        for side, results in merged.items()
+    }
+
+
+@contextmanager
+def _parts(out: Path) -> Iterator[Path]:
+    """A directory for what single runs write, for as long as the `with` lasts."""
+    try:
+        parts = Path(tempfile.mkdtemp(prefix=".parts-", dir=out))
+    except OSError as error:
+        raise output_error(out, error) from error
+    try:
+        yield parts
     finally:
         shutil.rmtree(parts, ignore_errors=True)
 
@@ -157,6 +173,10 @@ def _write_recipes(path: Path, recipe: Recipe, parts: Path) -> None:
     for name in ("until_ci", "max_repeats"):
         document.pop(name, None)
     document["repeats"] = 1
+    written_targets = [document["base"], *(document.get("targets") or ())]
+    for written, target in zip(written_targets, all_targets(recipe), strict=True):
+        if target.dummy_config is not None and Path(target.dummy_config).exists():
+            written["model"] = f"{DUMMY}{Path(target.dummy_config).absolute()}"
     for written, load in zip(document.get("loads") or (), recipe.loads, strict=True):
         if load.trace is not None:
             written["trace"] = str(Path(load.trace).absolute())
@@ -164,14 +184,11 @@ def _write_recipes(path: Path, recipe: Recipe, parts: Path) -> None:
             written["workload"]["prompts"] = str(Path(load.workload.prompts).absolute())
     without = {key: value for key, value in document.items() if key != "quality"}
     try:
-        parts.mkdir(parents=True)
         for name, content in ((PREPARATION, document), ("later", without)):
             text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
             (parts / f"{name}.yaml").write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OutputError(
-            f"{parts} cannot be written ({error.strerror})", "Choose another output path."
-        ) from error
+        raise output_error(parts, error) from error
 
 
 def _run(session: Session, parts: Path, side: str, name: str, tree: Path) -> None:

@@ -128,10 +128,12 @@ def gate(
         return
     if run is not None:
         assert against is not None, "it was checked"
-        baseline, new = _measure(run, against, repeats, out, device)
-    if new is None or baseline is None:
-        raise UsageError("nothing to compare was named", "Give NEW and --baseline, or --run.")
-    report, results = _judge(baseline, new, chosen, known, relative_to)
+        old_files, new_files = _measure(run, against, repeats, out, device)
+    else:
+        assert new is not None, "it was checked"
+        assert baseline is not None, "it was checked"
+        old_files, new_files = [baseline], [new]
+    report, results = _judge(old_files, new_files, chosen, known, relative_to)
     _show(report, outputs)
     if history is not None:
         from llmopt.report.gate.history import record
@@ -175,8 +177,8 @@ def _refuse_measuring(context: typer.Context) -> None:
 
 def _measure(
     recipe: Path, against: str, repeats: int | None, out: Path, device: str
-) -> tuple[Path, Path]:
-    """Make the runs; returns where the results of the old and of the new side are."""
+) -> tuple[list[Path], list[Path]]:
+    """Make the runs; returns the result files of the old and of the new side, and no others."""
     from llmopt.bench.paired_runs import NEW, OLD, Session, run_session
     from llmopt.bench.worktree import source_root, worktree
     from llmopt.cli.progress import StageProgress
@@ -185,11 +187,10 @@ def _measure(
     root = source_root()
     with StageProgress() as progress:
         if Path(against).exists():
-            run_session(session, {NEW: root}, progress)
-            return Path(against), out / NEW
+            return [Path(against)], run_session(session, {NEW: root}, progress)[NEW]
         with worktree(root, against) as tree:
-            run_session(session, {OLD: tree, NEW: root}, progress)
-    return out / OLD, out / NEW
+            made = run_session(session, {OLD: tree, NEW: root}, progress)
+    return made[OLD], made[NEW]
 
 
 def _learn(
@@ -207,6 +208,7 @@ def _learn(
     from contextlib import nullcontext
 
     from llmopt.bench.paired_runs import NEW, OLD, Session, run_session
+    from llmopt.bench.session_mark import is_finished, mark_finished
     from llmopt.bench.worktree import source_root, worktree
     from llmopt.cli.output import print_json
     from llmopt.cli.progress import StageProgress
@@ -220,12 +222,13 @@ def _learn(
     with source as tree:
         for number in range(1, num_sessions + 1):
             folder = out / f"aa-{number:03d}"
-            if not (folder / NEW).is_dir():
-                session = Session(recipe, folder, _repeats(recipe, repeats), device)
+            session = Session(recipe, folder, _repeats(recipe, repeats), device)
+            if not is_finished(session, against):
                 with StageProgress() as progress:
                     run_session(session, {OLD: tree, NEW: tree}, progress)
-            report, results = _judge(folder / OLD, folder / NEW, rules, None, None)
-            sessions.append(match(_read(folder / OLD)[0], results))
+                mark_finished(session, against)
+            report, results = _judge([folder / OLD], [folder / NEW], rules, None, None)
+            sessions.append(match(_read([folder / OLD])[0], results))
             verdicts.append(report.verdict)
             typer.echo(f"A/A {number} of {num_sessions}: {headline(report)}", err=True)
     write_noise(out / "noise.json", learn(sessions, (rule.metric for rule in rules.rules)))
@@ -238,8 +241,8 @@ def _learn(
 
 
 def _judge(
-    baseline: Path,
-    new: Path,
+    baseline: list[Path],
+    new: list[Path],
     rules: "Rules",
     noise: "LearnedNoise | None",
     relative_to: str | None,
@@ -257,11 +260,11 @@ def _judge(
     return report, list(newest(new_results).values())
 
 
-def _read(path: Path) -> "tuple[list[CellResult], list[str]]":
+def _read(paths: list[Path]) -> "tuple[list[CellResult], list[str]]":
     """The results, and what could not be read. Raises ResultError if nothing could."""
     from llmopt.results.store import read_results
 
-    results, errors = read_results([path])
+    results, errors = read_results(paths)
     if not results:
         raise errors[0]
     return results, [f"left out: {error.message}" for error in errors]

@@ -1,6 +1,7 @@
 """What commands print on standard output, and where they may write."""
 
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -26,14 +27,18 @@ def _plain(value: object) -> object:
 
 @contextmanager
 def open_output(path: Path | None) -> Iterator[TextIO]:
-    """A text file, or standard output for None. Raises OutputError if it cannot be written."""
+    """A text file, or standard output for None. Raises OutputError if it cannot be written.
+
+    What fails within the block leaves a file as it was.
+    """
     if path is None:
         yield sys.stdout
         return
+    text = io.StringIO()
+    yield text
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
+        path.write_text(text.getvalue(), encoding="utf-8", newline="")
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(

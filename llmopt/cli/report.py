@@ -59,15 +59,19 @@ def report(
     """
     from llmopt.cli.output import open_output
     from llmopt.report.embed import embed_in_file
-    from llmopt.report.render import render
+    from llmopt.report.render import nothing_to_report, render
 
     choice = options.read_choice(columns, group_by, where, sort, baseline)
     sources = _read(results, price_per_hour)
     if tool is not None:
         from llmopt.report.restated import restated
 
+        if not sources.results:
+            raise nothing_to_report(sources.errors)
         with open_output(out) as stream:
             stream.write(restated(sources.results, tool))
+        for error in sources.errors:
+            typer.echo(f"not read: {error}", err=True)
         return
     if recommend or max_kld is not None or slo is not None or max_memory is not None:
         from llmopt.cli.recommend_view import write_recommendation

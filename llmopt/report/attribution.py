@@ -252,10 +252,4 @@ def _is_base_of(base: AttributedRow, other: AttributedRow) -> bool:
 
 def _site(result: CellResult) -> tuple[object, ...]:
     """What a base and its rows have in common."""
-    load = result.load
-    shape = (
-        None
-        if load is None
-        else (load.kind, load.concurrency, load.rate, load.prompt_tokens, load.output_tokens)
-    )
-    return machine(result), result.recipe_name, result.backend.name, shape
+    return machine(result), result.recipe_name, result.backend.name, result.load

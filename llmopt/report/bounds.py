@@ -4,9 +4,8 @@ Knows nothing about choosing. The law: what was not measured keeps no bound; and
 keep a bound surely only if its whole 95 % interval does.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
 from llmopt.report.columns import three_digits
@@ -15,7 +14,6 @@ from llmopt.report.rows import Row
 from llmopt.results.schema import CellResult, Interval, Percentiles, QualityRecord, SloTerm
 
 Standing = Literal["keeps", "unsettled", "misses", "unknown"]
-_PERCENTS: Mapping[float, str] = MappingProxyType({50.0: "p50", 95.0: "p95", 99.0: "p99"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +105,16 @@ def _kld(limit: float, row: Row, quality: QualityRecord | None) -> Check:
 
 
 def _latency(term: SloTerm, result: CellResult, row: Row) -> Check:
-    from llmopt.bench.goodput import term_ms
+    from llmopt.bench.goodput import term_interval, term_ms
 
     name = slo_text((term,)).partition(" <=")[0]
     if row.speed is None or not any(run.requests for run in result.runs):
         return Check(name, None, term.limit_ms, "ms")
     value = term_ms(result.runs, term)
-    percent = _PERCENTS.get(term.percent) if term.percent is not None else None
     found: Percentiles | None = getattr(row.speed.summary, f"{term.metric}_ms")
-    interval = getattr(found, f"{percent}_ci") if found and percent else None
+    interval = None
+    if found is not None:
+        interval = term_interval(result.runs, term, found.n_eff or found.n)
     is_every = term.percent is None
     return Check(
         name, value, term.limit_ms, "ms", interval, has_interval=bool(interval) or is_every

@@ -66,6 +66,6 @@ def _commands(results: Sequence[CellResult]) -> Iterator[str]:
         file = shlex.quote(f"{name}.yaml")
         if sha is not None:
             yield f"git checkout {shlex.quote(sha)}"
-        yield f"llmopt bench {file} --out results  # {file}: the recipe below"
+        yield f"llmopt bench {file} --out results  # the recipe below"
     if seen:
         yield "llmopt report results --format html --out report.html"

@@ -50,7 +50,7 @@ def render(
     choice that makes no sense, and OutputError if the picture cannot be written.
     """
     if not results and not kernels:
-        raise _nothing(errors)
+        raise nothing_to_report(errors)
     if not results and plot is None and format != "html":
         raise ResultError(
             "These are benchmarks of kernels, which have no rows",
@@ -74,7 +74,8 @@ def render(
     return None if plot is None else write_plot(report, plot, picture, results, kernels)
 
 
-def _nothing(errors: Sequence[ResultError]) -> ResultError:
+def nothing_to_report(errors: Sequence[ResultError]) -> ResultError:
+    """Why there is no result, from what was wrong with each file."""
     if len(errors) == 1:
         return errors[0]
     reasons = "; ".join(error.message for error in errors) or "no files were given"

@@ -32,7 +32,7 @@ Status = Literal["ok", "invalid", "failed"]
 
 DRIFT = "drift"  # the check of that name
 _LoadKey = tuple[int, int, int, str, float]
-_BaseKey = tuple[str, str, str, str, _LoadKey]
+_BaseKey = tuple[str, str, str, str, LoadSpec | None]
 _Ratio = tuple[float | None, Interval | None]
 _UNKNOWN: _Ratio = (None, None)
 
@@ -227,7 +227,7 @@ def _ratio(numerators: Sequence[float], denominators: Sequence[float]) -> _Ratio
 
 
 def _base_key(result: CellResult, backend: str, target: str) -> _BaseKey:
-    return (machine(result), result.recipe_name, backend, target, _load_key(result.load))
+    return (machine(result), result.recipe_name, backend, target, result.load)
 
 
 def _load_key(load: LoadSpec | None) -> _LoadKey:

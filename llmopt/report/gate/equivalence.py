@@ -41,6 +41,7 @@ class Change:
     count: how many units it is from; 0: it is exact, or nothing is known of its scatter
     spread: of one unit, so that the interval shrinks as spread / sqrt(count)
     floor: the standard deviation that more units do not reduce
+    missing: how many more units would tell the scatter, where there are too few for that
     """
 
     value: float
@@ -50,6 +51,7 @@ class Change:
     count: int = 0
     spread: float = 0.0
     floor: float = 0.0
+    missing: int = 0
 
     @property
     def is_exact(self) -> bool:
@@ -62,9 +64,12 @@ def exact_change(value: float, method: str = "exact") -> Change:
     return Change(value, (value, value), 0.0 if value > 0 else 1.0, method)
 
 
-def unknown_change(value: float, method: str) -> Change:
-    """A change whose scatter is not known: it decides nothing."""
-    return Change(value, (-math.inf, math.inf), 1.0, method)
+def unknown_change(value: float, method: str, missing: int = 0) -> Change:
+    """A change whose scatter is not known: it decides nothing.
+
+    missing: how many more units would tell; 0: none
+    """
+    return Change(value, (-math.inf, math.inf), 1.0, method, missing=missing)
 
 
 def paired_change(differences: Sequence[float], num_tests: int, noise: float = 0.0) -> Change:
@@ -85,12 +90,16 @@ def paired_change(differences: Sequence[float], num_tests: int, noise: float = 0
 
 
 def unpaired_change(
-    before: Sequence[float], after: Sequence[float], session_noise: float
+    before: Sequence[float],
+    after: Sequence[float],
+    session_noise: float,
+    num_sessions: int | None = None,
 ) -> Change:
     """The change from at least 3 runs on each side that were made apart (Welch 1947).
 
     session_noise: the standard deviation between sessions of the same thing. The runs of a session
-    share it, so that more of them do not reduce it.
+        share it, so that more of them do not reduce it.
+    num_sessions: how many it was learned from, at least 2; None: it is taken as known
     """
     assert min(len(before), len(after)) >= MIN_VALUES, "too few runs have no scatter"
     value = fmean(after) - fmean(before)
@@ -100,6 +109,8 @@ def unpaired_change(
     if variance == 0:
         return _mean_change([value] * len(after), "Welch's t")
     square = sum(p**2 / (len(s) - 1) for p, s in zip(parts, (before, after), strict=True))
+    if num_sessions is not None:
+        square += floor**4 / (num_sessions - 1)
     degrees = min(_MAX_DEGREES, int(variance**2 / square)) if square else _MAX_DEGREES
     error = math.sqrt(variance)
     half = upper_quantile(ALPHA, degrees) * error
@@ -148,11 +159,14 @@ def is_equivalent(change: Change, tolerance: float) -> bool:
 def further_units(change: Change, tolerance: float, num_tests: int) -> int | None:
     """How many more units would decide, if they scatter as these do and the estimate stays.
 
-    None: none up to 1,000 would, or that cannot be told.
+    None: none up to 1,000 would, or that cannot be told. At least so many, where the scatter is not
+    known yet.
     """
     if change.count == 0:
-        return None
+        return change.missing or None
     is_worse = change.value > tolerance
+    if is_worse and change.spread == change.floor == 0:  # see `_mean_change`
+        return max(1, math.ceil(math.log2(num_tests / ALPHA)) - change.count)
     distance = change.value if is_worse else tolerance - change.value
     tail = max(1e-9, ALPHA / num_tests) if is_worse else ALPHA
 
@@ -204,7 +218,6 @@ def _rank_change(differences: Sequence[float]) -> Change:
     values = np.asarray(differences, dtype=np.float64)
     rows, columns = np.triu_indices(count)
     averages = np.sort((values[rows] + values[columns]) / 2)  # Walsh averages
-    tails = _rank_tails(count)
     tails = _rank_tails(count)
     rejecting = int(np.argmax(tails <= ALPHA))  # positive averages that reject at alpha
     value = float(np.median(averages))

@@ -21,7 +21,7 @@ from llmopt.report.gate.equivalence import (
 )
 from llmopt.report.gate.matching import CellPair
 from llmopt.report.gate.metrics import NO_BASELINE, Metric, run_values, size_value
-from llmopt.report.gate.noise_floor import ASSUMED_SESSION, LearnedNoise
+from llmopt.report.gate.noise_floor import ASSUMED_SESSION, LearnedNoise, Noise
 from llmopt.report.gate.quality_windows import quality_change
 from llmopt.report.gate.request_blocks import log_error
 from llmopt.report.gate.rules import Rule
@@ -65,7 +65,7 @@ def collect(rule: Rule, pair: CellPair, context: Context) -> Evidence | None:
     """The evidence for one rule in one cell; None if neither side has the metric there."""
     metric = rule.of
     if metric.kind == "quality":
-        found = quality_change(metric, pair)
+        found = quality_change(metric, pair, rule.absolute)
         if found is None:
             return None
         tolerance = max(rule.relative_tolerance(found.before), found.noise)
@@ -98,7 +98,9 @@ def _speed(rule: Rule, pair: CellPair, context: Context) -> Evidence | None:
     if reference is not None and old is not None and new is not None:
         old = _ratios(metric, old, reference.old)
         new = _ratios(metric, new, reference.new)
-        if not old or not new:
+        if reference.old.environment.device != pair.old.environment.device:
+            problem = f"the baseline of the reference {reference.cell_id} is of another machine"
+        elif not old or not new:
             problem = f"the reference {reference.cell_id} does not have it"
     if problem is not None or old is None or new is None:
         change = unknown_change(math.nan, "none")
@@ -121,6 +123,8 @@ def _speed_problem(
                 return f"{name} is not valid ({check.name}: {check.detail})"
     if _load(pair.old) != _load(pair.new):
         return "the two are of different loads"
+    if pair.old.backend.name != pair.new.backend.name:
+        return f"the baseline ran on {pair.old.backend.name}, the new on {pair.new.backend.name}"
     return None
 
 
@@ -147,16 +151,24 @@ def _log_change(
     if pair.is_interleaved and len(before) == len(after) >= MIN_VALUES:
         differences = [b - a for a, b in zip(before, after, strict=True)]
         return paired_change(differences, context.num_tests, 0.0 if known is None else known.pair)
-    session = ASSUMED_SESSION if known is None or known.session is None else known.session
-    if min(len(before), len(after)) >= MIN_VALUES:
-        return unpaired_change(before, after, session)
+    session, num_sessions = _session_noise(known)
+    fewest = min(len(before), len(after))
+    if fewest >= MIN_VALUES:
+        return unpaired_change(before, after, session, num_sessions)
     value = fmean(after) - fmean(before)
     errors = [log_error(metric, side.runs) for side in (pair.old, pair.new)]
     if any(error is None for error in errors):
-        return unknown_change(value, "too few runs")
+        return unknown_change(value, "too few runs", MIN_VALUES - fewest)
     squares = [error**2 for error in errors if error is not None]
     error = math.sqrt(sum(squares) + 2 * session**2)
     return normal_change(value, error, "blocks of requests, as there are too few runs")
+
+
+def _session_noise(known: Noise | None) -> tuple[float, int | None]:
+    """The deviation between sessions, and how many it was learned from; None: it is assumed."""
+    if known is None or known.session is None:
+        return ASSUMED_SESSION, None
+    return known.session, known.num_sessions
 
 
 def _relative(change: Change, is_higher_better: bool) -> Change:

@@ -1,7 +1,8 @@
 """Which result belongs to which: cells of the baseline and of the new results, by their ids.
 
-Knows nothing about rules. The law: of several results of a cell the newest counts, and what has no
-partner is said, not dropped.
+Knows nothing about rules. The law: of several results of a cell the newest counts, of a baseline
+the newest of the same runtime and machine if there is one; what has no partner is said, and not
+dropped.
 """
 
 from collections.abc import Iterable, Sequence
@@ -46,12 +47,23 @@ def match(old: Iterable[CellResult], new: Iterable[CellResult]) -> Matched:
     """Pair the newest results of each cell. Raises ResultError: a time that is none."""
     after = newest(new)
     recipes = {result.recipe_name for result in after.values()}
-    before = {k: v for k, v in newest(old).items() if v.recipe_name in recipes}
+    known = [result for result in old if result.recipe_name in recipes]
+    before = newest(known) | newest(
+        result
+        for result in known
+        if (partner := after.get(result.cell_id)) is not None and _place(partner) == _place(result)
+    )
     return Matched(
         tuple(CellPair(before[key], after[key]) for key in after if key in before),
         tuple(key for key in before if key not in after),
         tuple(key for key in after if key not in before),
     )
+
+
+def _place(result: CellResult) -> tuple[object, ...]:
+    """What ran it, and on what, as far as a baseline is chosen by it."""
+    machine = result.environment
+    return result.backend.name, machine.device, machine.cores, machine.num_threads
 
 
 def newest(results: Iterable[CellResult]) -> dict[str, CellResult]:

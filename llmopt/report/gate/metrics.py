@@ -98,6 +98,7 @@ def _all() -> dict[str, Metric]:
         Metric("joules_per_token", "speed", False, "J", _joules_per_token),
         Metric("kld_mean", "quality", False, "nats"),
         Metric("ppl_ratio", "quality", False, ""),
+        Metric("base_ppl", "quality", False, ""),
         Metric("top1_agreement", "quality", True, ""),
         Metric("file_bytes", "size", False, "bytes"),
         Metric("weight_bytes", "size", False, "bytes"),

@@ -2,7 +2,8 @@
 
 Knows nothing about rules. The laws: the window is the unit, as its tokens depend on each other;
 two records are compared only if base, text and windows are the same; a change of the KL divergence
-that is smaller than what rounding alone costs (the records' noise floor) is none.
+that is smaller than what rounding alone costs (the baseline's noise floor) is none. Losses are
+against the base of the same revision, so the base's own perplexity is compared, too.
 """
 
 import math
@@ -41,8 +42,14 @@ class QualityChange:
     problem: str | None = None
 
 
-def quality_change(metric: Metric, pair: CellPair) -> QualityChange | None:
-    """The change of "kld_mean", "ppl_ratio" or "top1_agreement"; None if neither has a record."""
+def quality_change(
+    metric: Metric, pair: CellPair, allowed: float | None = None
+) -> QualityChange | None:
+    """The change of "kld_mean", "ppl_ratio", "base_ppl" or "top1_agreement"; None if neither has a
+    record.
+
+    allowed: an absolute tolerance, which is what a KL divergence that was 0 may become
+    """
     old, new = pair.old.quality, pair.new.quality
     if old is None and new is None:
         return None
@@ -52,7 +59,9 @@ def quality_change(metric: Metric, pair: CellPair) -> QualityChange | None:
         return QualityChange(math.nan, math.nan, change, problem=problem)
     before, after = (float(getattr(record, metric.name)) for record in (old, new))
     if metric.name == "kld_mean" and before == 0:
-        return QualityChange(before, after, _from_nothing(after, old, new))
+        return QualityChange(before, after, _from_nothing(after, old, new, allowed or 0.0))
+    if metric.name == "base_ppl":
+        return QualityChange(before, after, exact_change(after / before - 1))
     is_paired = bool(old.window_sums) and len(old.window_sums) == len(new.window_sums)
     change = _paired(metric.name, old, new) if is_paired else _apart(metric, old, new)
     return QualityChange(before, after, change, _noise(metric.name, old, new))
@@ -82,15 +91,20 @@ def _noise(name: str, old: QualityRecord, new: QualityRecord) -> float:
 
 
 def _noise_floor(old: QualityRecord, new: QualityRecord) -> float:
-    """Nats per token that rounding alone costs; 0 where it was not measured."""
-    floors = (record.noise.kld_mean for record in (old, new) if record.noise is not None)
-    return max(floors, default=0.0)
+    """Nats per token that rounding alone costs; 0 where it was not measured.
+
+    The baseline's: what the new side loses by rounding may be what went wrong there.
+    """
+    noise = old.noise or new.noise
+    return noise.kld_mean if noise is not None else 0.0
 
 
-def _from_nothing(after: float, old: QualityRecord, new: QualityRecord) -> Change:
-    """The change of a KL divergence that was 0: none within the noise, else beyond all shares."""
-    is_noise = after <= _noise_floor(old, new)
-    return exact_change(0.0 if is_noise else math.inf, "the baseline is 0")
+def _from_nothing(after: float, old: QualityRecord, new: QualityRecord, allowed: float) -> Change:
+    """The change of a KL divergence that was 0: none within the noise or what is allowed, else
+    beyond all shares.
+    """
+    is_none = after <= max(allowed, _noise_floor(old, new))
+    return exact_change(0.0 if is_none else math.inf, "the baseline is 0")
 
 
 def _paired(name: str, old: QualityRecord, new: QualityRecord) -> Change:
@@ -126,7 +140,7 @@ def _change(value: float, interval: Interval, worse: FloatArray) -> Change:
     """`worse`: by how much each window became worse, for Student's t of windows."""
     count = len(worse)
     if count < 2:
-        return unknown_change(value, "a single window")
+        return unknown_change(value, "a single window", 1)
     error = float(np.std(worse, ddof=1)) / math.sqrt(count)
     mean = float(worse.mean())
     tail = upper_tail(mean / error, count - 1) if error > 0 else (0.0 if mean > 0 else 1.0)

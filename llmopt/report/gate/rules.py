@@ -50,9 +50,9 @@ class Rule:
         return fnmatchcase(cell_id, self.cells)
 
     def relative_tolerance(self, baseline: float) -> float:
-        """The tolerance as a share of the baseline's value, at least 0."""
+        """The tolerance as a share of the baseline's value, at least 0, and 0 where that is 0."""
         if self.absolute is not None:
-            return math.inf if baseline == 0 else self.absolute / abs(baseline)
+            return self.absolute / abs(baseline) if baseline else 0.0
         assert self.tolerance is not None, "a rule has one of the two"
         return _share(self.tolerance)
 
@@ -77,6 +77,7 @@ DEFAULT_RULES = Rules(
         Rule("peak_memory", "5%"),
         Rule("kld_mean", "10%"),
         Rule("ppl_ratio", "0.5%"),
+        Rule("base_ppl", "0.5%"),
         Rule("file_bytes", "1%"),
     )
 )

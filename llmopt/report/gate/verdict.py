@@ -26,11 +26,12 @@ from llmopt.results.schema import CellResult
 Word = Literal["PASS", "REGRESSED", "INCONCLUSIVE"]
 
 EXIT_CODES: dict[Word, int] = {"PASS": 0, "REGRESSED": 1, "INCONCLUSIVE": 3}
+_OF_SERVING = frozenset({"requests-served", "output-length", "finish-reasons", "token-counts"})
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One rule in one cell, or a cell as a whole (`metric` "cell").
+    """One rule in one cell, a cell as a whole (`metric` "cell"), or a check of how it was served.
 
     change, low, high: for the worse, as shares of the baseline's value
     adjusted_p: of the change, corrected for all comparisons of the gate; None: chance has no part
@@ -82,7 +83,7 @@ def judge(
     """Compare new results with their baseline.
 
     Raises ResultError if they have no cell in common; UsageError if they are of different machines
-    and there is no reference cell, or it is not in both.
+    and there is no reference cell, or it is not in both, or if `noise` is of another machine.
     """
     matched = match(old, new)
     if not matched.pairs:
@@ -93,7 +94,10 @@ def judge(
     reference = None if relative_to is None else _reference(matched, relative_to)
     if reference is None:
         require_same_machine(matched.pairs)
+    if noise is not None:
+        _require_noise_of(noise, matched.pairs)
     rows = [_failure(pair.new) for pair in matched.pairs if pair.new.error and not pair.old.error]
+    rows += [row for pair in matched.pairs for row in _served_worse(pair)]
     rows += [
         Row(name, "cell", "INCONCLUSIVE", "not among the new results") for name in matched.only_old
     ]
@@ -171,6 +175,14 @@ def _failure(new: CellResult) -> Row:
     return Row(new.cell_id, "cell", "REGRESSED", f"failed: {new.error}")
 
 
+def _served_worse(pair: CellPair) -> Iterable[Row]:
+    """The checks of what was served that the baseline passed and the new result does not."""
+    passed = {check.name for check in pair.old.validity if check.passed}
+    for check in pair.new.validity:
+        if check.name in _OF_SERVING and check.name in passed and not check.passed:
+            yield Row(pair.cell_id, check.name, "REGRESSED", check.detail)
+
+
 def _overall(rows: Sequence[Row]) -> Word:
     words = {row.verdict for row in rows}
     if "REGRESSED" in words:
@@ -186,6 +198,16 @@ def _reference(matched: Matched, cell_id: str) -> CellPair:
         f"the reference cell {cell_id} is not in both results",
         f"Name one of {', '.join(pair.cell_id for pair in matched.pairs)}.",
     )
+
+
+def _require_noise_of(noise: LearnedNoise, pairs: Sequence[CellPair]) -> None:
+    devices = dict.fromkeys(pair.new.environment.device for pair in pairs if pair.new.runs)
+    for device in devices:
+        if f", {device}, " not in f", {noise.machine}, ":
+            raise UsageError(
+                f"the noise was learned on {noise.machine}, and the results are of {device}",
+                "Learn it there with llmopt gate --run RECIPE --aa N, or leave --noise out.",
+            )
 
 
 def _notes(

@@ -61,6 +61,8 @@ def reason_text(row: Row) -> str:
 def _what_decides(row: Row) -> str:
     if row.further is None:
         return f"no number of further {row.unit} up to 1,000 would decide"
+    if row.low is not None and row.high is not None and math.inf in (row.high, -row.low):
+        return f"at least {row.further} more {row.unit} are needed"
     return f"about {row.further} more {row.unit} would decide"
 
 

@@ -91,7 +91,10 @@ def trees(tmp_path) -> dict[str, Path]:
 
 def test_the_sides_take_turns_abba(runs, recipe, tmp_path):
     out = tmp_path / "out"
-    run_session(Session(recipe, out, 4), trees(tmp_path), SilentObserver())
+    of_the_user = out / "parts" / "file"
+    of_the_user.parent.mkdir(parents=True)
+    of_the_user.touch()
+    files = run_session(Session(recipe, out, 4), trees(tmp_path), SilentObserver())
     assert [name for _, name in runs.calls[:2]] == ["first", "first"]
     assert [side for side, _ in runs.calls[2:]] == [OLD, NEW, NEW, OLD, OLD, NEW, NEW, OLD]
     assert [int(name) for _, name in runs.calls[2:]] == [1, 1, 2, 2, 3, 3, 4, 4]
@@ -102,7 +105,9 @@ def test_the_sides_take_turns_abba(runs, recipe, tmp_path):
         assert [run.seed for run in found.runs] == [1, 2, 3, 4]  # the first process does not count
         assert found.quality is not None
         assert len(found.summary.run_output_throughput) == 4
-    assert not (out / "parts").exists()
+        assert files[side] == list((out / side).rglob("*.json"))
+    assert of_the_user.exists()
+    assert not list(out.glob(".parts-*"))
 
 
 def test_each_process_makes_one_run_and_quality_is_measured_once(runs, recipe, tmp_path):
@@ -112,6 +117,13 @@ def test_each_process_makes_one_run_and_quality_is_measured_once(runs, recipe, t
     assert with_quality == [True, True, False, False, False, False]
     assert all("until_ci" not in document for document in runs.recipes)
     assert "warmup_requests" not in runs.recipes[0]  # nothing that the user did not write
+
+
+def test_configs_of_random_weights_are_found_beside_the_recipe(runs, recipe, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    recipe.write_text(RECIPE.replace("model: m", "model: dummy:config.json"))
+    run_session(Session(recipe, tmp_path / "out", 2), trees(tmp_path), SilentObserver())
+    assert runs.recipes[0]["base"]["model"] == f"dummy:{tmp_path / 'config.json'}"
 
 
 def test_one_side_alone(runs, recipe, tmp_path):
@@ -149,7 +161,9 @@ def test_a_cell_that_failed_once_has_failed(result):
 
 def test_a_search_is_refused(recipe, runs, tmp_path):
     recipe.write_text(
-        RECIPE.replace("concurrency: 2,", "kind: poisson, concurrency: 2, slo: 'ttft<1s',")
+        RECIPE.replace("concurrency: 2,", "kind: poisson, concurrency: 2, slo: 'ttft<1s',").replace(
+            "num_requests: 2", "num_requests: 8"
+        )
     )
     with pytest.raises(UsageError, match="searches a rate"):
         run_session(Session(recipe, tmp_path / "out", 2), trees(tmp_path), SilentObserver())

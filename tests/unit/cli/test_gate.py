@@ -79,10 +79,12 @@ def sessions(monkeypatch) -> list[tuple[Path, list[str]]]:
     """In place of runs: copies a cell of the demo to every side, and remembers the sessions."""
     made: list[tuple[Path, list[str]]] = []
 
-    def run_session(session, trees, observer) -> None:
+    def run_session(session, trees, observer) -> dict[str, list[Path]]:
         made.append((session.out, list(trees)))
-        for side in trees:
-            shutil.copytree(DEMO / "demo-fp32-c1", session.out / side / "demo-fp32-c1")
+        folders = {side: session.out / side / "demo-fp32-c1" for side in trees}
+        for folder in folders.values():
+            shutil.copytree(DEMO / "demo-fp32-c1", folder, dirs_exist_ok=True)
+        return {side: sorted(folder.glob("*.json")) for side, folder in folders.items()}
 
     monkeypatch.setattr(paired_runs, "run_session", run_session)
     return made
@@ -93,6 +95,14 @@ def test_a_result_needs_the_new_side_only(sessions, tmp_path):
     assert sessions == [(tmp_path, ["new"])]
     assert found.exit_code in (0, 3)
     assert "demo-fp32-c1" in found.stdout
+
+
+def test_older_results_in_the_directory_are_not_judged(sessions, tmp_path):
+    older = tmp_path / "new" / "demo-bf16-c1"
+    shutil.copytree(DEMO / "demo-bf16-c1", older)
+    found = invoke("--run", RECIPE, "--against", DEMO / "demo-fp32-c1", "--out", tmp_path)
+    assert "demo-fp32-c1" in found.stdout
+    assert "demo-bf16-c1" not in found.stdout
 
 
 def test_sessions_of_a_version_with_itself_teach_the_noise_and_are_not_repeated(sessions, tmp_path):

@@ -26,7 +26,8 @@ def refused(*arguments: object) -> Exception:
 def test_choices_reach_the_table() -> None:
     result = run(DEMO, "--columns", "kld,throughput", "--where", "load=c8", "--sort", "-kld")
     assert result.exit_code == 0
-    lines = [line.split()[0] for line in result.stdout.splitlines() if " 8 " in line[:20]]
+    table = result.stdout.partition("\n* ")[0]
+    lines = [line.split()[0] for line in table.splitlines() if " 8 " in line[:20]]
     assert lines == ["rtn-w4g64", "gptq-w4g64", "gptq-w8g64", "bf16", "fp32"]
     assert "TTFT\n" not in result.stdout
 
@@ -80,3 +81,18 @@ def test_what_makes_no_sense_is_one_sentence(
 
 def test_nothing_to_report_is_one_sentence(tmp_path: Path) -> None:
     assert isinstance(refused(tmp_path), ResultError)
+
+
+def test_a_refused_report_leaves_the_older_one_as_it_was(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text("older")
+    refused(DEMO, "--format", "html", "--out", page, "--where", "load=c99")
+    assert page.read_text() == "older"
+
+
+def test_the_words_of_another_tool_name_what_was_not_read(tmp_path: Path) -> None:
+    assert isinstance(refused(tmp_path / "none.json", "--as", "vllm"), ResultError)
+    (tmp_path / "broken.json").write_text("{")
+    found = run(DEMO, tmp_path, "--as", "vllm")
+    assert found.exit_code == 0
+    assert "broken.json" in found.stderr

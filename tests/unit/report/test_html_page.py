@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -120,3 +121,10 @@ def test_the_recipe_can_be_run_again(make_result: MakeResult) -> None:
     assert "git checkout 0123456789" in origin.commands
     (line,) = (line for line in origin.commands if name in line)
     assert line.startswith(f"llmopt bench '{name}.yaml' --out results")
+
+
+def test_a_recipes_name_runs_nothing(make_result: MakeResult) -> None:
+    hostile = replace(make_result(), recipe_name="a\nrm -rf x #")
+    (line,) = (line for line in make_origin([hostile]).commands if "rm -rf" in line)
+    assert shlex.split(line, comments=True)[:3] == ["llmopt", "bench", "a\nrm -rf x #.yaml"]
+    assert line.count("\n") == 1  # within the quotes

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmopt.bench.percentiles import summarize_samples
 from llmopt.bench.slo import parse_slo
 from llmopt.report.bounds import Bounds, Check
 from llmopt.report.recommend import Recommendation, recommend
 from llmopt.report.recommend_text import recommendation_lines, recommendation_values
 from llmopt.report.rows import make_rows
-from llmopt.results.schema import CellResult, Percentiles, RequestRecord
+from llmopt.results.schema import CellResult, RequestRecord
 
 MakeResult = Callable[..., CellResult]
 
@@ -28,26 +29,19 @@ def with_memory(result: CellResult, num_bytes: int) -> CellResult:
 
 
 def with_ttft(result: CellResult, ttft_s: float, high_ms: float | None) -> CellResult:
-    """All requests take `ttft_s`; the interval of the p95 ends at `high_ms`, if there is one."""
-    request = RequestRecord(
-        "r",
-        128,
-        2,
-        0.0,
-        0.0,
-        ttft_s,
-        ttft_s + 1,
-        ttft_s + 1,
-        (ttft_s, ttft_s + 1),
-        (1, 1),
-        "length",
+    """Requests of which 97 % take `ttft_s`, so that their p95 is that and its interval ends at
+    `high_ms`, where the others are; None: one request a run, too few for an interval.
+    """
+    latencies = [ttft_s] if high_ms is None else [ttft_s] * 97 + [high_ms / 1000] * 3
+    requests = tuple(
+        RequestRecord("r", 128, 2, 0.0, 0.0, s, s + 1, s + 1, (s, s + 1), (1, 1), "length")
+        for s in latencies
     )
-    ms = 1000 * ttft_s
-    interval = None if high_ms is None else (ms, high_ms)
-    percentiles = Percentiles(ms, ms, ms, ms, ms, 3, p95_ci=interval)
     assert result.summary is not None
-    runs = tuple(replace(run, requests=(request,)) for run in result.runs)
-    return replace(result, runs=runs, summary=replace(result.summary, ttft_ms=percentiles))
+    assert len(result.runs) == 3
+    runs = tuple(replace(run, requests=requests) for run in result.runs)
+    summary = replace(result.summary, ttft_ms=summarize_samples([1000 * s for s in 3 * latencies]))
+    return replace(result, runs=runs, summary=summary)
 
 
 def the_answer(results: list[CellResult], bounds: Bounds) -> Recommendation:
@@ -145,6 +139,19 @@ def test_a_sure_cell_goes_before_a_faster_unsure_one(make_result: MakeResult) ->
     assert "too few samples" in "\n".join(recommendation_lines([the_answer([few], bounds)]))
     late = with_ttft(make_result("bf16"), 0.4, 410.0)
     assert ship([late], bounds) is None
+
+
+def test_any_percentile_has_an_interval(make_result: MakeResult) -> None:
+    sure = with_ttft(make_result("bf16"), 0.2, 250.0)
+    for percent in ("p80", "p90"):
+        (found,) = (
+            line
+            for line in recommendation_lines(
+                [the_answer([sure], Bounds(slo=parse_slo(f"ttft_{percent}<300ms")))]
+            )
+            if percent in line
+        )
+        assert f"ttft {percent} 200 [200, 200] ms <= 300 ms" in found
 
 
 def test_memory_is_a_bound(make_result: MakeResult) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from llmopt.report.rows import make_rows, newest
-from llmopt.results.schema import CellResult, ValidityCheck
+from llmopt.results.schema import CellResult, LengthSpec, ValidityCheck, WorkloadSpec
 
 MakeResult = Callable[..., CellResult]
 
@@ -108,3 +108,13 @@ def test_quality_that_is_missing_is_a_failure(make_method: MakeResult) -> None:
     assert (row.status, row.reason) == ("failed", "nothing was measured")
     (row,) = make_rows([make_method("nf4", quality=None, error="no\nmemory")])
     assert (row.status, row.reason) == ("failed", "no memory")
+
+
+def test_a_base_under_another_workload_is_none(make_result: MakeResult) -> None:
+    base, other = make_result("fp32"), make_result("gptq-w4g64")
+    assert other.load is not None
+    fixed = LengthSpec("fixed", 128, 128, 128)
+    shared = replace(other.load, workload=WorkloadSpec(fixed, fixed, prefix_groups=1))
+    (_, row) = make_rows([base, replace(other, load=shared)])
+    assert row.speed is not None
+    assert row.speed.speedup is None

@@ -131,3 +131,24 @@ def test_the_interval_ends_exactly_where_the_test_turns():
         assert mirrored.interval == pytest.approx((-change.interval[1], -change.interval[0]))
         verdicts.add(change.p_value <= ALPHA)
     assert verdicts == {True, False}
+
+
+def test_noise_from_few_sessions_is_less_sure():
+    runs = [0.0, 0.001, -0.001, 0.0005]
+    slower = [value + 0.1 for value in runs]
+    known, learned = (unpaired_change(runs, slower, 0.03, count) for count in (None, 3))
+    assert known.value == learned.value
+    assert learned.interval[1] - learned.value > 1.5 * (known.interval[1] - known.value)
+    assert learned.p_value > 3 * known.p_value
+    degrees = 2  # what three sessions leave where they are all of the noise
+    t = learned.value / (0.03 * math.sqrt(2))
+    assert learned.p_value == pytest.approx(float(stats.t.sf(t, degrees)), rel=0.05)
+
+
+@pytest.mark.parametrize("num_tests", [1, 8, 14])
+def test_constant_differences_need_as_many_pairs_as_a_sign_test(num_tests):
+    change = paired_change([0.1] * 3, num_tests)
+    further = further_units(change, 0.05, num_tests)
+    assert further is not None
+    enough, few = (paired_change([0.1] * (3 + n), num_tests) for n in (further, further - 1))
+    assert num_tests * enough.p_value <= ALPHA < num_tests * few.p_value

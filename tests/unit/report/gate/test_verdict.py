@@ -10,7 +10,8 @@ from llmopt.report.gate.matching import interleaved, match
 from llmopt.report.gate.noise_floor import learn, read_noise, write_noise
 from llmopt.report.gate.rules import DEFAULT_RULES, Rule, Rules
 from llmopt.report.gate.verdict import judge
-from llmopt.results.schema import ValidityCheck
+from llmopt.report.gate.wording import reason_text
+from llmopt.results.schema import NoiseFloor, ValidityCheck
 
 THROUGHPUT = Rules((Rule("output_throughput", "5%"),))
 KLD = Rules((Rule("kld_mean", "10%"),))
@@ -265,3 +266,80 @@ def test_what_the_baseline_did_not_measure_is_said_and_blocks_nothing(session):
     report = judge(old, [replace(new[0], quality=None)], KLD)
     assert only(report).reason == "the new result has no quality"
     assert report.exit_code == 3
+
+
+def test_what_harms_base_and_target_alike_is_seen_in_the_base(session):
+    old, new = session(0)
+    worse = [replace(r, quality=r.quality and replace(r.quality, base_ppl=400.0)) for r in new]
+    assert judge(old, new, DEFAULT_RULES).exit_code != 1
+    (found,) = (row for row in judge(old, worse, DEFAULT_RULES).rows if row.metric == "base_ppl")
+    assert (found.verdict, found.change) == ("REGRESSED", 19.0)
+
+
+def test_the_new_sides_noise_does_not_widen_what_it_may_lose(session):
+    old, new = session(0, kld_factor=1.5)
+    noisy = NoiseFloor("bf16", 0.05, (0.04, 0.06), 1.0, (0.999, 1.001))
+    loud = [replace(r, quality=r.quality and replace(r.quality, noise=noisy)) for r in new]
+    row = only(judge(old, loud, KLD))
+    assert (row.verdict, row.tolerance) == ("REGRESSED", 0.1)
+
+
+@pytest.mark.parametrize(("after", "verdict"), [(0.0009, "PASS"), (0.0011, "REGRESSED")])
+def test_an_absolute_rule_holds_where_nothing_was_lost_before(session, after, verdict):
+    old, new = session(0)
+    nothing = [replace(r, quality=r.quality and replace(r.quality, kld_mean=0.0)) for r in old]
+    some = [replace(r, quality=r.quality and replace(r.quality, kld_mean=after)) for r in new]
+    rules = Rules((Rule("kld_mean", absolute=0.001),))
+    assert only(judge(nothing, some, rules)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    "name", ["requests-served", "output-length", "finish-reasons", "token-counts"]
+)
+def test_serving_worse_than_before_is_a_regression(session, name):
+    old, new = session(0, targets=("w4",))
+    served = replace(old[0], validity=(ValidityCheck(name, True, "all"),))
+    failing = replace(new[0], validity=(ValidityCheck(name, False, "8 of 16"),))
+    row, _ = judge([served], [failing], THROUGHPUT).rows
+    assert (row.metric, row.verdict, row.reason) == (name, "REGRESSED", "8 of 16")
+    only(judge([failing], [failing], THROUGHPUT))  # it was so before
+
+
+def test_another_runtime_is_no_change_of_this_one(session):
+    old, new = session(0, targets=("w4",))
+    other = replace(new[0], backend=replace(new[0].backend, name="vllm"))
+    row = only(judge(old, [other], THROUGHPUT))
+    assert row.verdict == "INCONCLUSIVE"
+    assert row.reason == "the baseline ran on llmopt, the new on vllm"
+
+
+def test_the_baseline_of_the_same_machine_and_runtime_goes_before_a_newer_one(session):
+    old, new = session(0)
+    elsewhere = replace(old[0].environment, device="other CPU")
+    newer = [
+        replace(result, environment=elsewhere, created_at="2100-01-01T00:00:00Z") for result in old
+    ]
+    assert judge([*old, *newer], new, THROUGHPUT).rows == judge(old, new, THROUGHPUT).rows
+
+
+def test_ratios_to_a_reference_of_another_machine_are_none(session):
+    old, new = session(0)
+    elsewhere = replace(old[0].environment, device="other CPU")
+    mixed = [replace(old[0], environment=elsewhere), old[1]]
+    row = only(judge(mixed, new, THROUGHPUT, relative_to="sim-base-c4"))
+    assert "the reference sim-base-c4 is of another machine" in row.reason
+
+
+def test_noise_of_another_machine_is_refused(session):
+    old, new = session(0)
+    learned = learn([match(*session(seed)) for seed in range(3)], ["output_throughput"])
+    judge(old, new, THROUGHPUT, noise=learned)
+    with pytest.raises(UsageError, match="learned on a server, and the results are of CPU"):
+        judge(old, new, THROUGHPUT, noise=replace(learned, machine="a server"))
+
+
+def test_too_few_runs_say_how_many_are_missing(session):
+    old, new = session(0, pairs=2, targets=("w4",))
+    row = only(judge(old, new, Rules((Rule("request_throughput", "5%"),))))
+    assert row.verdict == "INCONCLUSIVE"
+    assert reason_text(row).endswith("at least 1 more runs of each side are needed")

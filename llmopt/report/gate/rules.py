@@ -69,11 +69,13 @@ class Rules:
     rules: tuple[Rule, ...]
 
 
+# Of a few requests a run the p95 is nearly the longest: that decides nothing, so a rule for a tail is
+# for recipes of hundreds of requests.
 DEFAULT_RULES = Rules(
     (
         Rule("output_throughput", "5%"),
         Rule("tpot_p50", "5%"),
-        Rule("ttft_p95", "10%"),
+        Rule("ttft_p50", "10%"),
         Rule("peak_memory", "5%"),
         Rule("kld_mean", "10%"),
         Rule("ppl_ratio", "0.5%"),

@@ -59,19 +59,12 @@ def report(
     """
     from llmopt.cli.output import open_output
     from llmopt.report.embed import embed_in_file
-    from llmopt.report.render import nothing_to_report, render
+    from llmopt.report.render import render
 
     choice = options.read_choice(columns, group_by, where, sort, baseline)
     sources = _read(results, price_per_hour)
     if tool is not None:
-        from llmopt.report.restated import restated
-
-        if not sources.results:
-            raise nothing_to_report(sources.errors)
-        with open_output(out) as stream:
-            stream.write(restated(sources.results, tool))
-        for error in sources.errors:
-            typer.echo(f"not read: {error}", err=True)
+        _write_restated(sources, tool, out)
         return
     if recommend or max_kld is not None or slo is not None or max_memory is not None:
         from llmopt.cli.recommend_view import write_recommendation
@@ -109,6 +102,19 @@ def _read(paths: list[Path], price_per_hour: float | None) -> "Sources":
 
         sources.results = [priced(result, price_per_hour) for result in sources.results]
     return sources
+
+
+def _write_restated(sources: "Sources", tool: str, out: Path | None) -> None:
+    from llmopt.cli.output import open_output
+    from llmopt.report.render import nothing_to_report
+    from llmopt.report.restated import restated
+
+    if not sources.results:
+        raise nothing_to_report(sources.errors)
+    with open_output(out) as stream:
+        stream.write(restated(sources.results, tool))
+    for error in sources.errors:
+        typer.echo(f"not read: {error}", err=True)
 
 
 def _say_written(document: Path | None, png: Path | None, drawn: Path | None) -> None:

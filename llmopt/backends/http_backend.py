@@ -91,7 +91,7 @@ class HttpBackend:
             if profile.context_length is not None:
                 self._context_length = facts.ask(profile.context_length(model))
             self._counters = facts.read_metrics(profile.metrics)
-        self._salt = secrets.token_hex(8) if profile.salts_cache else None
+        self._salt = self._new_salt()
         self._connections = connections
 
     def drive(self, client: Callable[[], T]) -> T:
@@ -135,9 +135,14 @@ class HttpBackend:
         }
 
     def reset_cache(self) -> str | None:
-        """Empty the server's prefix cache. Returns why its state is unknown, else None."""
+        """Empty the server's prefix cache. Returns why its state is unknown, else None.
+
+        Where requests have a salt they get a new one, so that what was not emptied is not found.
+        """
         with HttpFacts(self._options) as facts:
-            return facts.reset(self._profile.cache_reset)
+            reason = facts.reset(self._profile.cache_reset)
+        self._salt = self._new_salt()
+        return reason if self._salt is None else None
 
     def count_tokens(self, text: str) -> int | None:
         """Tokens of a text by the server's own tokenizer; None where it does not say."""
@@ -146,6 +151,9 @@ class HttpBackend:
             return None
         with HttpFacts(self._options) as facts:
             return facts.ask(self._profile.count_tokens(self._model, text))
+
+    def _new_salt(self) -> str | None:
+        return secrets.token_hex(8) if self._profile.salts_cache else None
 
     @property
     def _takes_token_ids(self) -> bool:

@@ -4,7 +4,7 @@ Knows where programs are and how each kind is started; knows nothing of loads or
 what is asked of one runtime (context, parallel requests, dtype, threads) is asked of all.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,13 @@ from llmopt.backends.profiles.launch import LaunchRequest
 from llmopt.backends.profiles.profile import ServerProfile
 from llmopt.backends.profiles.registry import find_profile
 from llmopt.backends.protocol import GenerationParams, T, TokenEvent
-from llmopt.backends.server_command import server_program, shown_command, shown_line, worker_python
+from llmopt.backends.server_command import (
+    Program,
+    server_program,
+    shown_command,
+    shown_line,
+    worker_python,
+)
 from llmopt.backends.worker_backend import WorkerBackend
 from llmopt.backends.worker_options import WORKER_KINDS, WorkerOptions
 from llmopt.errors import BackendError, UsageError
@@ -28,6 +34,7 @@ from llmopt.recipe.backends import BackendSpec
 from llmopt.results.schema import BackendFacts
 
 _HEALTH_TIMEOUT_S = 5.0
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _LEAST_KV_CACHE_BYTES = 1 << 28
 
 
@@ -38,6 +45,7 @@ class BackendRequest:
     checkpoint: a directory of safetensors or a GGUF file; facts: what is known of it
     tokenizer: a directory with config and tokenizer, where the checkpoint is a GGUF file
     decode: text of token ids, for servers that take no ids
+    device: "cpu", "cuda", or "cuda:N", which is then all that it sees
     log: where the output of what is started goes
     """
 
@@ -58,6 +66,11 @@ class BackendRequest:
     def kind(self) -> BackendKind:
         """The entry of the catalogue. Raises UsageError."""
         return find_backend(self.spec.name)
+
+    @property
+    def device_type(self) -> str:
+        """ "cpu" or "cuda"."""
+        return self.device.partition(":")[0]
 
 
 class ForeignBackend:
@@ -145,9 +158,7 @@ class ForeignBackend:
 
         A worker keeps nothing: it is started without a prefix cache.
         """
-        if isinstance(self._inner, WorkerBackend) or self._inner.profile.salts_cache:
-            return None
-        return self._inner.reset_cache()
+        return None if isinstance(self._inner, WorkerBackend) else self._inner.reset_cache()
 
     def server_metrics(self) -> dict[str, float]:
         """What a server says of itself now; empty where it says nothing."""
@@ -227,8 +238,8 @@ def _worker(request: BackendRequest) -> ForeignBackend:
         max_model_len=request.context_length,
         max_num_seqs=request.num_parallel,
         dtype=request.dtype,
-        device=request.device,
-        variables=program.variables,
+        device=request.device_type,
+        variables=_variables(program, request.device),
         start_timeout_s=request.spec.start_timeout_s or request.kind.start_timeout_s,
     )
     request.log.parent.mkdir(parents=True, exist_ok=True)
@@ -242,7 +253,7 @@ def _managed(request: BackendRequest, on_wait: OnWait | None) -> ForeignBackend:
     program = server_program(kind)
     profile = find_profile(kind.name)
     assert profile.launch is not None, "a server that has a program can be launched"
-    port, on_cpu = free_port(), request.device == "cpu"
+    port, on_cpu = free_port(), request.device_type == "cpu"
     command = profile.launch(
         LaunchRequest(
             program=program.path,
@@ -253,7 +264,7 @@ def _managed(request: BackendRequest, on_wait: OnWait | None) -> ForeignBackend:
             context_length=request.context_length,
             num_parallel=request.num_parallel,
             dtype=request.dtype,
-            device=request.device,
+            device=request.device_type,
             num_threads=request.num_threads if on_cpu else None,
             processors=usable_processors()[: request.num_threads] if on_cpu else (),
             kv_cache_bytes=_kv_cache_bytes(request),
@@ -267,7 +278,7 @@ def _managed(request: BackendRequest, on_wait: OnWait | None) -> ForeignBackend:
         command,
         port=port,
         is_ready=lambda: _is_ready(profile, url),
-        variables=program.variables,
+        variables=_variables(program, request.device),
         log=request.log,
         timeout_s=spec.start_timeout_s or kind.start_timeout_s,
     )
@@ -281,6 +292,15 @@ def _managed(request: BackendRequest, on_wait: OnWait | None) -> ForeignBackend:
         package=program.package,
         on_wait=on_wait,
     )
+
+
+def _variables(program: Program, device: str) -> Mapping[str, str]:
+    """Those of the program; of several GPUs it sees only the one that is named, as its first."""
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or not index:
+        return program.variables
+    seen = program.variables.get(_VISIBLE)
+    return {**program.variables, _VISIBLE: seen.split(",")[int(index)] if seen else index}
 
 
 def _kv_cache_bytes(request: BackendRequest) -> int | None:

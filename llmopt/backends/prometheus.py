@@ -20,7 +20,7 @@ def read_samples(page: str, names: Mapping[str, str]) -> dict[str, float]:
     Lines that are no samples, and values that are not finite, are left out.
     """
     found: dict[str, float] = {}
-    for line in page.splitlines():
+    for line in page.split("\n"):
         sample = _SAMPLE.match(line.strip())
         if sample is None or sample[1] not in names:
             continue

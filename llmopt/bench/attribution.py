@@ -46,7 +46,7 @@ def attribute_run(
     machine = _Machine(
         ceilings.read_bytes_per_s,
         ceilings.gemm_flops.get(compute_dtype),
-        is_asynchronous=ceilings.device == "cuda",
+        is_asynchronous=ceilings.device.startswith("cuda"),
     )
     head_bytes = _head_bytes(groups)
     linear_bytes = cost.weight_bytes - (head_bytes or 0.0)

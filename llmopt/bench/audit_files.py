@@ -30,7 +30,7 @@ def read_documents(path: Path) -> list[Document]:
 
 def _lines(path: Path, text: str) -> list[Any]:
     try:
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, RecursionError) as error:
         raise ResultError(
             f"{path} is not a whole JSON file ({error})", "It may have been cut off."

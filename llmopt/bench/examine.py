@@ -10,9 +10,11 @@ import torch
 
 from llmopt.bench.cost import cost_model
 from llmopt.bench.dummy import dummy_facts
+from llmopt.bench.engine_settings import apply_settings
 from llmopt.bench.facts import model_facts
 from llmopt.bench.loaded import LoadedModels
 from llmopt.bench.prepare import PreparedTarget
+from llmopt.engine.config import EngineConfig
 from llmopt.errors import UsageError
 from llmopt.formats.weights import quantized_weights, scheme
 from llmopt.layers.native_linear import WeightActivations
@@ -32,7 +34,7 @@ from llmopt.results.schema import CostModel, ModelFacts, QualityRecord
 
 
 def examine_weights(prepared: PreparedTarget, models: LoadedModels) -> tuple[ModelFacts, CostModel]:
-    """The facts and the cost of a target. Raises what loading raises."""
+    """The facts and, in our own engine, the cost of a target. Raises what loading raises."""
     model = prepared.load(models)
     if prepared.target.dummy_config is None:
         facts = model_facts(prepared.target.model, prepared.path, model, note=prepared.note)
@@ -41,7 +43,8 @@ def examine_weights(prepared: PreparedTarget, models: LoadedModels) -> tuple[Mod
     cost = cost_model(
         model.config,
         weight_bytes=model.weight_bytes_per_token,
-        kv_element_bytes=model.dtype.itemsize,
+        dtype=model.dtype,
+        engine=apply_settings(EngineConfig(), prepared.target.engine),
     )
     return facts, cost
 

@@ -61,7 +61,9 @@ def examined(
     """What is true of the weights where another runtime serves them.
 
     Its kernels are not ours, and what a step reads is known only where it computes with the
-    weights as they are stored: without that there is no MFU and no MBU.
+    weights as they are stored, and the cost is not that of a cache of our engine alone: without
+    that there is no MFU and no MBU. Nor is there for a server that was named by a URL, whose
+    machine may be another than the one with the ceilings.
     """
     if not is_foreign(cell):
         return facts, cost
@@ -70,8 +72,11 @@ def examined(
     if kind.converts:
         notes.append(f"{kind.name} converts the weights; the quality is that of the checkpoint.")
     changed = replace(facts, kernels=(), note=" ".join(notes) or None)
-    is_known = kind.serves_as_stored and checkpoint_facts(prepared).format == "full"
-    return changed, cost if is_known else None
+    is_here = cell.backend.url is None
+    as_stored = kind.serves_as_stored and checkpoint_facts(prepared).format == "full"
+    engine = cell.target.engine
+    is_same = as_stored and not (engine is not None and engine.changes_cache)
+    return changed, cost if is_here and is_same else None
 
 
 def runs_together(recipe: Recipe, cell: Cell, repeat: int) -> range:

@@ -2,14 +2,14 @@
 
 Knows what is asked of a runtime and what is noted of it; knows nothing of the order of runs. The
 laws: it is asked what our own engine is (context, requests at once, dtype, threads); it is started
-for each run with an empty cache, unless it is to be kept, and then the result says so.
+for each run with an empty cache, unless it is to be kept, and then the result says so; it is never
+kept for prompts that it has served before, if its cache cannot be emptied of them.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import psutil
 import torch
 
 from llmopt.backends.formats import CheckpointFacts
@@ -20,7 +20,6 @@ from llmopt.bench.foreign import checkpoint_facts
 from llmopt.bench.prepare import PreparedTarget
 from llmopt.bench.workload_spec import LoadPlan
 from llmopt.errors import BackendError
-from llmopt.hardware.memory import host_bytes
 from llmopt.models.resolve import resolve_model
 from llmopt.models.tokenizer import Tokenizer
 from llmopt.recipe.backends import BackendSpec
@@ -71,11 +70,13 @@ class ForeignTarget:
 class ForeignSession:
     """The runtime of one cell, from one run to the next.
 
-    keep: leave it alive between runs; facts: of its last start and run
+    keep: leave it alive between runs; only_empty: if its cache can be emptied, else start it anew
+    facts: of its last start and run
     """
 
     target: ForeignTarget
     keep: bool = False
+    only_empty: bool = False
     facts: BackendFacts | None = None
     _live: ForeignBackend | None = field(default=None, init=False)
     _plan: LoadPlan | None = field(default=None, init=False)
@@ -84,12 +85,17 @@ class ForeignSession:
     def acquire(
         self, plan: LoadPlan, text_token_ids: Sequence[int], on_wait: OnWait | None = None
     ) -> ForeignBackend:
-        """The runtime, started and probed, or the one that is alive already.
+        """The runtime, started and probed, or the one that is alive already if it will do.
 
         Raises UsageError or BackendError when it does not come to serve.
         """
-        if self._live is not None and self._needs(plan) == self._needs(self._plan):
-            return self._live
+        live = self._live
+        if (
+            live is not None
+            and self._needs(plan) == self._needs(self._plan)
+            and not (self.only_empty and live.reset_cache())
+        ):
+            return live
         self.close()
         backend = open_backend(self.target.request(plan), on_wait)
         self._live, self._plan, self._num_runs = backend, plan, 0
@@ -111,13 +117,16 @@ class ForeignSession:
         assert self._live is not None, "a runtime is acquired before it is used"
         is_fresh = self._live.is_managed and self._num_runs == 0
         unknown = None if is_fresh else self._live.reset_cache()
-        state = "empty at each start" if self._live.is_managed else "emptied before each run"
+        state = "empty at each start" if is_fresh else "emptied before each run"
         self._note(cache=state if unknown is None else f"not known to be empty: {unknown}")
         if unknown is None:
             return True
-        return False if self._live.is_managed else None
+        if self._live.is_managed:
+            return False
+        self._note(prompts="new in each run, of the lengths that the seed gives")
+        return None
 
-    def finish(self, run: RunRecord) -> RunRecord:
+    def finish(self, run: RunRecord) -> None:
         """Note what the runtime says after a run. Raises BackendError when no request was served,
         or when it has ended.
         """
@@ -132,8 +141,6 @@ class ForeignSession:
         metrics = self._live.server_metrics()
         self.facts = replace(self.facts, log_tail=tail, server_metrics=metrics or None)
         self._note(num_servers="one for all runs" if self.keep else "one for each run")
-        peak = children_bytes() if self._live.is_managed and self.target.device == "cpu" else None
-        return replace(run, peak_memory_bytes=peak)
 
     def release(self) -> None:
         """The run is over: end the runtime, unless it is to be kept."""
@@ -170,7 +177,7 @@ def open_session(
         facts=checkpoint_facts(prepared),
         model_name=prepared.target.name,
         dtype=model.compute_dtype,
-        device=device.partition(":")[0],
+        device=device,
         num_threads=torch.get_num_threads(),
         log=(out_dir / LOG_DIRECTORY / f"{cell.cell_id}.log").absolute(),
         tokenizer=resolve_model(prepared.target.model) if is_file else None,
@@ -186,17 +193,6 @@ def context_length(max_request_tokens: int, max_positions: int | None) -> int:
     needed = max(max_request_tokens, PROBE_TOKENS) + _MARGIN_TOKENS
     rounded = -(-needed // _CONTEXT_STEP) * _CONTEXT_STEP
     return max(max_request_tokens, min(rounded, max_positions or rounded))
-
-
-def children_bytes() -> int:
-    """Memory of all processes that this one started, and of those that they did."""
-    total = 0
-    for process in psutil.Process().children(recursive=True):
-        try:
-            total += host_bytes(process.pid)
-        except psutil.Error:  # it has ended meanwhile
-            continue
-    return total
 
 
 def _explain(backend: ForeignBackend, error: BaseException) -> BackendError | None:

@@ -6,6 +6,7 @@ failed is a number of its own); latencies are defined in `llmopt.bench.latencies
 
 Throughputs divide by the whole run, ramp and drain included, or by its steady window, and say so.
 Latencies are pooled over the requests of all runs; rates, MFU and MBU are medians over the runs.
+The intervals of runs are of their mean: a median has none of 95 % with fewer than six runs.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -189,12 +190,13 @@ def tokens_per_event(requests: Iterable[RequestRecord]) -> float | None:
 def cache_hit_rate(runs: Sequence[RunRecord]) -> float | None:
     """Prompt tokens that were found in a cache / prompt tokens, from requests or counters.
 
-    None where neither the requests nor the engine say so.
+    Some servers (vLLM, SGLang) give a request's count only if it is above 0: where one request has
+    a count, those without have found nothing. None where neither the requests nor the engine say.
     """
     requests = [r for run in runs for r in run.requests if r.error is None]
     cached = [r.num_cached_tokens for r in requests if r.num_cached_tokens is not None]
     prompts = sum(request.num_prompt_tokens for request in requests)
-    if requests and len(cached) == len(requests) and prompts:
+    if cached and prompts:
         return sum(cached) / prompts
     return _counter_share(runs, "num_prefix_hit_tokens", "num_prompt_tokens")
 
@@ -233,7 +235,9 @@ def _run_tpots_ms(runs: Sequence[RunRecord]) -> list[list[float]]:
 
 
 def _median_interval(runs: Sequence[RunRecord], tpots: list[list[float]]) -> Interval | None:
-    """From the medians of the runs if there are enough; of a single run from blocks of requests."""
+    """Of the mean of the runs' medians if there are enough; of the median of a single run, from
+    blocks of requests.
+    """
     medians = [median(values) for values in tpots if values]
     if len(medians) >= MIN_RUNS:
         return runs_interval(medians)

@@ -72,12 +72,19 @@ def find_rate(
 
 
 def require_rate(found: SearchRecord) -> float:
-    """The rate that was found. Raises UsageError when no rate keeps the SLO."""
+    """The rate that was found. Raises UsageError when no rate keeps the SLO, or every one does:
+    what nothing was seen to exceed is no highest rate.
+    """
     if found.rate is None:
         lowest = min(probe.rate for probe in found.probes)
         raise UsageError(
             f"no rate keeps the SLO, down to {lowest:.3g} requests/s",
             "Allow more time, or ask for shorter requests.",
+        )
+    if found.failing_rate is None:
+        raise UsageError(
+            f"every rate keeps the SLO, up to {found.rate:.3g} requests/s: there is no highest one",
+            "Ask for more requests, so that a queue can grow, or for less time.",
         )
     return found.rate
 

@@ -1,10 +1,13 @@
 """One run of one cell: a plan, a fresh engine or another runtime, warm-up, load.
 
-Knows nothing about sweeps, journals or quality. The law: every run begins with an empty cache, or
-says that it may not, and every target gets the same requests in the same repeat.
+Knows nothing about sweeps, journals or quality. The laws: every run begins with an empty cache, or
+says that it may not, and every target gets the same requests in the same repeat; a server that may
+have seen them before, in whatever run, gets others of the same lengths; this machine is watched
+only where it is the one that serves.
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -66,12 +69,10 @@ def measure_run(
     length, `EngineError` when there is no memory for the cache, `BackendError` when another runtime
     cannot be started, serves nothing or ends. Failed requests do not raise.
     """
-    plan = make_plan(
-        load, served.text_token_ids, seed=seed, repeat=repeat, user_prompts=served.user_prompts
-    )
+    plan = _plan(served, load, repeat, seed)
     if served.foreign is not None:
         return _measure_foreign(
-            served.foreign, served.text_token_ids, load, plan, repeat, seed, on_request, on_wait
+            served.foreign, served, load, plan, repeat, seed, on_request, on_wait
         )
     assert served.model is not None, "a load is served by our engine or by another runtime"
     backend = BuiltinBackend(served.model, engine_config(load, served.engine))
@@ -83,12 +84,18 @@ def measure_run(
         run = _drive(backend, plan, watch, repeat=repeat, seed=seed, on_request=on_request)
     finally:
         backend.stop()
-    return replace(watch.complete(run), startup_s=startup_s, cache_emptied=True)
+    return replace(run, startup_s=startup_s, cache_emptied=True)
+
+
+def _plan(served: Served, load: LoadPlan, repeat: int, seed: int) -> RunPlan:
+    return make_plan(
+        load, served.text_token_ids, seed=seed, repeat=repeat, user_prompts=served.user_prompts
+    )
 
 
 def _measure_foreign(
     session: ForeignSession,
-    text_token_ids: Sequence[int],
+    served: Served,
     load: LoadPlan,
     plan: RunPlan,
     repeat: int,
@@ -99,10 +106,13 @@ def _measure_foreign(
     target = session.target
     try:
         started_s = time.perf_counter()
-        backend = session.acquire(load, text_token_ids, on_wait)
+        backend = session.acquire(load, served.text_token_ids, on_wait)
         startup_s = time.perf_counter() - started_s
         cache_emptied = session.empty_cache()
-        watch = MachineWatch(torch.device(target.device))
+        if cache_emptied is None:
+            plan = _plan(served, replace(load, variant=secrets.randbits(64)), repeat, seed)
+        device = torch.device(target.device)
+        watch = MachineWatch(device, of_children=True) if backend.is_managed else None
         run = _drive(
             backend,
             plan,
@@ -112,7 +122,7 @@ def _measure_foreign(
             on_request=on_request,
             idle_timeout_s=target.spec.request_timeout_s,
         )
-        run = session.finish(watch.complete(run))
+        session.finish(run)
     except BaseException:
         session.close()
         raise
@@ -123,7 +133,7 @@ def _measure_foreign(
 def _drive(
     backend: Backend,
     plan: RunPlan,
-    watch: MachineWatch,
+    watch: MachineWatch | None,
     *,
     repeat: int,
     seed: int,
@@ -131,7 +141,8 @@ def _drive(
     idle_timeout_s: float = IDLE_TIMEOUT_S,
 ) -> RunRecord:
     def note(num_ended: int) -> None:
-        watch.look()
+        if watch is not None:
+            watch.look()
         if on_request is not None:
             on_request(num_ended)
 
@@ -142,8 +153,9 @@ def _drive(
             repeat=repeat,
             seed=seed,
             idle_timeout_s=idle_timeout_s,
-            on_warm=watch.restart,
+            on_warm=None if watch is None else watch.restart,
             on_request=note,
         )
 
-    return backend.drive(lambda: asyncio.run(client()))
+    run = backend.drive(lambda: asyncio.run(client()))
+    return run if watch is None else watch.complete(run)

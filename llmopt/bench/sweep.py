@@ -33,7 +33,7 @@ from llmopt.models.tokenizer import Tokenizer
 from llmopt.recipe.schema import Recipe, Target, all_targets, cells
 from llmopt.results.files import make_directory
 from llmopt.results.journal import drop_partial
-from llmopt.results.schema import RunRecord, SearchJournal, SearchRecord
+from llmopt.results.schema import CellResult, RunRecord, SearchJournal, SearchRecord
 from llmopt.results.store import write_once
 
 
@@ -179,15 +179,20 @@ class _Sweep:
 
     def write(self, site: Site) -> list[Path]:
         """One result file per cell; the journals go when all of them are there."""
-        results = [
-            close_cell(opened, self.recipe, site.environment, site.ceilings)
-            for opened in self.cells
-        ]
-        results = [replace(r, profile=self.profiles.get(r.cell_id, ())) for r in results]
-        paths = [write_once(self.out_dir, result) for result in results]
+        paths = [write_once(self.out_dir, self._close(opened, site)) for opened in self.cells]
         for opened in self.cells:
             drop_partial(self.out_dir, opened.cell.cell_id)
         return paths
+
+    def _close(self, opened: OpenCell, site: Site) -> CellResult:
+        """The result of a cell; runs that no numbers can be derived from are kept, with why."""
+
+        def close() -> CellResult:
+            return close_cell(opened, self.recipe, site.environment, site.ceilings)
+
+        with self._failing([opened]):
+            return replace(close(), profile=self.profiles.get(opened.cell.cell_id, ()))
+        return close()
 
     def _prepare(self, targets: Sequence[Target]) -> dict[Target, PreparedTarget | Exception]:
         return prepare_targets(
@@ -290,8 +295,10 @@ class _Sweep:
                 opened.cell, prepared, opened.model, tokenizer, self.device, self.out_dir
             )
         session = self.sessions[cell_id]
-        is_searching = opened.cell.load is not None and opened.cell.load.is_searched
-        session.keep = opened.cell.backend.reuse_server or (is_searching and opened.search is None)
+        load, reuse = opened.cell.load, opened.cell.backend.reuse_server
+        assert load is not None, "a cell that serves has a load"
+        session.keep = reuse or (load.is_searched and opened.search is None)
+        session.only_empty = not reuse and load.workload.prompts is not None
         self.models.leave_free(2 * opened.model.file_bytes)
         return session
 

@@ -170,7 +170,10 @@ def check_cache(load: LoadSpec, runs: Sequence[RunRecord]) -> ValidityCheck:
         detail = f"declared cold; found in a cache: {seen}"
         return ValidityCheck("cache-state", rate <= MAX_COLD_HIT_RATE, detail)
     kept = sum(run.cache_emptied is False for run in runs)
+    unknown = sum(run.cache_emptied is None for run in runs)
     detail = f"declared cold; hits are not reported; {kept} of {len(runs)} runs on a used cache"
+    if unknown:
+        detail += f", unknown in {unknown} of {len(runs)} runs"
     return ValidityCheck("cache-state", kept == 0, detail)
 
 

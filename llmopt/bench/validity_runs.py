@@ -66,6 +66,8 @@ def check_spread(runs: Sequence[RunRecord]) -> ValidityCheck:
     values = [fmean(tpots) for run in runs if (tpots := _tpots(run))]
     if len(values) < 2:
         return ValidityCheck("spread", True, "one run: the spread between runs is unknown")
+    if fmean(values) <= 0:
+        return ValidityCheck("spread", True, "no TPOT above 0: the spread between runs is unknown")
     variation = stdev(values) / fmean(values)
     detail = f"TPOT varies by {variation:.1%} between {len(values)} runs"
     if variation > MAX_SPREAD:

@@ -93,7 +93,7 @@ def read_prompts(path: str | Path, encode: Callable[[str], Sequence[int]]) -> li
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"the prompts {path} cannot be read ({type(error).__name__})", "Check the path."

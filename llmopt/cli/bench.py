@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 WHEN = "When requests come"
 WHAT = "What they ask"
 HOW = "What serves them"
+# what a recipe leaves open, or lets the command line decide
+BESIDE_RECIPE = frozenset(
+    ("targets", "out", "work", "until_ci", "max_repeats", "device", "profile", "json")
+)
 
 
 def bench(
@@ -48,7 +52,8 @@ def bench(
     requests: Annotated[
         int | None,
         typer.Option(
-            help="Requests per run; the larger of 4 and 2 x concurrency, 100 in an open loop.",
+            help="Requests per run; the larger of 4 and 2 x concurrency, 100 in an open loop (in a"
+            " search at least 4 x concurrency).",
             rich_help_panel=WHEN,
         ),
     ] = None,
@@ -218,7 +223,7 @@ def bench(
 
     targets = [*(targets or ()), *(f"dummy:{config}" for config in dummy_weights or ())]
     if len(targets) == 1 and Path(targets[0]).suffix in (".yaml", ".yml"):
-        _refuse_load_options(context)
+        _refuse_options_of_recipes(context)
         recipe = load_recipe(targets[0], *_rules())
     else:
         options = LoadOptions(
@@ -309,14 +314,14 @@ def _rules() -> "tuple[Rule, ...]":
     )
 
 
-def _refuse_load_options(context: typer.Context) -> None:
+def _refuse_options_of_recipes(context: typer.Context) -> None:
     """A recipe says what it measures: an option that says otherwise would be ignored."""
     from llmopt.errors import UsageError
 
     for parameter in context.command.params:
-        panel = getattr(parameter, "rich_help_panel", None)
         source = context.get_parameter_source(parameter.name or "")
-        if panel in (WHEN, WHAT, HOW) and source is not None and source.name == "COMMANDLINE":
+        is_given = source is not None and source.name == "COMMANDLINE"
+        if is_given and parameter.name not in BESIDE_RECIPE:
             raise UsageError(
                 f"{parameter.opts[0]} was given, and a recipe says that itself",
                 "Change the recipe, or name models in its place.",

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import get_args
 
 from llmopt.errors import UsageError
+from llmopt.recipe.check_loads import MIN_REQUESTS_PER_SLOT
 from llmopt.recipe.loads import SEARCHED_KINDS, Lengths, Load, LoadKind, Workload
 
 _SPREAD = re.compile(r"(?P<low>\d+)-(?P<high>\d+)")
 _LOGNORMAL = re.compile(r"(?P<mean>\d+(?:\.\d+)?)~(?P<std>\d+(?:\.\d+)?)(?:<(?P<high>\d+))?")
 _FAR_DEVIATIONS = 4  # above the mean lognormal lengths end, if no limit is given
+_OPEN_REQUESTS = 100  # enough for the 95 % interval of a p95
 _NO_LIMIT = 1 << 30  # tokens, of tables that have their own longest
 
 
@@ -98,9 +100,10 @@ def _kind(options: LoadOptions) -> LoadKind:
 def _num_requests(options: LoadOptions, kind: LoadKind, level: float) -> int | None:
     if options.requests is not None or options.duration_s is not None or kind == "trace":
         return options.requests
-    if kind in SEARCHED_KINDS or kind == "ramp":
-        return 100  # enough for the 95 % interval of a p95
-    return max(4, 2 * _whole("--concurrency", level))
+    concurrency = _whole("--concurrency", level)
+    if kind in SEARCHED_KINDS and options.slo is not None and options.rate is None:
+        return max(_OPEN_REQUESTS, MIN_REQUESTS_PER_SLOT * concurrency)
+    return _OPEN_REQUESTS if kind in (*SEARCHED_KINDS, "ramp") else max(4, 2 * concurrency)
 
 
 def _lengths(option: str, text: str | None, is_traced: bool) -> int | Lengths | None:

@@ -128,7 +128,7 @@ class DecodeGraphs:
             hidden = model.forward(
                 inputs.input_ids(bucket), inputs.positions(bucket), metadata, self._kv_cache
             )
-            return model.compute_logits(hidden)
+            return model.compute_sampling_logits(hidden)
 
         return compute
 

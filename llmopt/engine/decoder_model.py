@@ -40,3 +40,6 @@ class DecoderModel(Protocol):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """Logits [R, V] of hidden states [R, C]."""
+
+    def compute_sampling_logits(self, hidden: Tensor) -> Tensor:
+        """The same where tokens are chosen from them: in one dtype, however many rows there are."""

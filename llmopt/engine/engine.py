@@ -236,7 +236,9 @@ class Engine:
         step_outputs = scheduler.update(output, sampled)
         if speculator is not None:
             speculator.forget_finished(step_outputs)
-        self.stats.num_accepted_tokens += sum(map(len, sampled)) - len(sampled)
+        self.stats.num_accepted_tokens += sum(
+            len(token_ids) - 1 for token_ids in sampled if token_ids
+        )
         self.stats.num_generated_tokens += sum(len(out.token_ids) for out in step_outputs)
         step_outputs = _add_logprobs(step_outputs, output, result)
         times = self.times

@@ -247,7 +247,7 @@ class _Answer:
     def output(self) -> RequestOutput:
         completions = [stream.completion(i) for i, stream in enumerate(self._samples)]
         if self.params.num_samples > self.params.n:
-            completions.sort(key=_mean_logprob, reverse=True)
+            completions.sort(key=_merit, reverse=True)
         if self.params.logprobs is None:
             completions = [replace(one, logprobs=None) for one in completions]
         first = self._first
@@ -265,7 +265,8 @@ class _Answer:
         )
 
 
-def _mean_logprob(completion: Completion) -> float:
+def _merit(completion: Completion) -> tuple[bool, float]:
+    """Outputs that ended in an error come last, the others by their mean log-probability."""
     mean = completion.mean_logprob
     assert mean is not None, "log-probabilities are computed where outputs are compared"
-    return mean
+    return completion.finish_reason != "error", mean

@@ -35,9 +35,9 @@ class StepResult:
     """What the device found out in a step.
 
     `token_ids` are those that each scheduled request that samples gets, in order: those of its
-    draft that are taken, and one more. By request id, where they were asked for: `logprobs` of
-    those tokens, and `prompt_logprobs` behind those that were known before. `forward_s` and
-    `sample_s`: see `StageTimes`.
+    draft that are taken, and one more; none ends it with "error". By request id, where they were
+    asked for: `logprobs` of those tokens, and `prompt_logprobs` behind those that were known
+    before. `forward_s` and `sample_s`: see `StageTimes`.
     """
 
     token_ids: list[tuple[int, ...]] = field(default_factory=list)
@@ -138,5 +138,5 @@ class ModelRunner:
         of_prompts = prompt_logprobs(output, hidden, model.compute_logits)
         if not batch.sampling:
             return _Computed((), None, of_prompts)
-        logits = model.compute_logits(hidden[batch.logits_indices])  # [R, V]
+        logits = model.compute_sampling_logits(hidden[batch.logits_indices])  # [R, V]
         return _Computed(batch.sampling, logits, of_prompts)

@@ -75,14 +75,22 @@ class PrefixCache:
         return len(self._blocks)
 
     def find(self, key: BlockKey) -> int | None:
-        """The block with this prefix, or None."""
-        return self._blocks.get(key)
+        """The block with this prefix, or None.
+
+        From then on the key shares the past of the one that was found, so that the keys behind it
+        are compared up to there and not up to their beginning.
+        """
+        block_id = self._blocks.get(key)
+        if block_id is not None:
+            key.parent = self._keys[block_id].parent
+        return block_id
 
     def add(self, key: BlockKey, block_id: int) -> bool:
         """Remember the content of a block; False if another block has it already."""
         assert block_id not in self._keys, "a block is filled once"
-        if self._blocks.setdefault(key, block_id) != block_id:
+        if self.find(key) is not None:
             return False
+        self._blocks[key] = block_id
         self._keys[block_id] = key
         return True
 

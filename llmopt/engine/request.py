@@ -13,7 +13,8 @@ from llmopt.engine.prefix_cache import BlockKey
 from llmopt.engine.sampling_params import SamplingParams
 from llmopt.layers.token_logprobs import TokenLogprobs
 
-FinishReason = Literal["stop", "length", "abort"]
+# "error": its constraint got too complex to be followed, so that the output may not match.
+FinishReason = Literal["stop", "length", "abort", "error"]
 BlockTable = list[int | None]  # None: a block outside the window, freed
 
 

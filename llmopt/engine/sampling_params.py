@@ -5,7 +5,6 @@ Law: parameters that exist are within their ranges and do not contradict each ot
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,6 +12,11 @@ from typing import Literal
 from llmopt.errors import UsageError
 
 ConstraintKind = Literal["json_schema", "regex", "grammar"]
+
+# Within these, whatever a model computes stays finite in float32.
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-5, 1e5
+_MAX_REPETITION = 100.0
+_MAX_BIAS = 1e4
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +43,12 @@ class SamplingParams:
         regex: the output as a whole matches this regular expression.
         grammar: the output is a sentence of this grammar, in the syntax of Lark.
         choice: the output is one of these texts. At most one of these four.
-        logit_bias: added to the logits of these token ids.
-        repetition_penalty: logits of tokens in prompt or output are divided by it where positive
-            and multiplied where negative (Keskar et al., 2019, CTRL); 1 is off.
+        logit_bias: added to the logits of these token ids; from -10000 to 10000.
+        repetition_penalty: from 0.01 to 100; logits of tokens in prompt or output are divided by it
+            where positive and multiplied where negative (Keskar et al., 2019, CTRL); 1 is off.
         frequency_penalty: subtracted from a token's logit for each time that it was generated.
         presence_penalty: subtracted once if it was generated. Both are OpenAI's, from -2 to 2.
-        temperature: 0 is greedy; otherwise logits are divided by it.
+        temperature: 0 is greedy; otherwise, from 1e-5 to 1e5, logits are divided by it.
         top_k: keep the k most likely tokens; None keeps all.
         top_p: then keep the smallest set of most likely tokens whose probability reaches top_p.
         min_p: then keep tokens at least this fraction as likely as the most likely one.
@@ -158,10 +162,11 @@ def _check_lengths(params: SamplingParams) -> None:
 
 def _check_distribution(params: SamplingParams) -> None:
     _require(
-        math.isfinite(params.temperature) and params.temperature >= 0,
+        params.temperature == 0 or _MIN_TEMPERATURE <= params.temperature <= _MAX_TEMPERATURE,
         "temperature",
         params.temperature,
-        "Give 0 for greedy decoding or a positive number.",
+        "Give 0 for greedy decoding, or a number from"
+        f" {_MIN_TEMPERATURE:g} to {_MAX_TEMPERATURE:g}.",
     )
     _require(
         params.top_k is None or params.top_k >= 1,
@@ -191,10 +196,10 @@ def _check_distribution(params: SamplingParams) -> None:
 
 def _check_penalties(params: SamplingParams) -> None:
     _require(
-        math.isfinite(params.repetition_penalty) and params.repetition_penalty > 0,
+        1 / _MAX_REPETITION <= params.repetition_penalty <= _MAX_REPETITION,
         "repetition_penalty",
         params.repetition_penalty,
-        "Give a positive number; 1 is off.",
+        f"Give a number from {1 / _MAX_REPETITION:g} to {_MAX_REPETITION:g}; 1 is off.",
     )
     for name, value in (
         ("frequency_penalty", params.frequency_penalty),
@@ -203,10 +208,10 @@ def _check_penalties(params: SamplingParams) -> None:
         _require(-2 <= value <= 2, name, value, "Give a number from -2 to 2; 0 is off.")
     for token_id, value in params.logit_bias.items():
         _require(
-            math.isfinite(value),
+            -_MAX_BIAS <= value <= _MAX_BIAS,
             f"logit_bias of token {token_id}",
             value,
-            "Give a finite number, for example -100 to ban the token.",
+            f"Give a number from {-_MAX_BIAS:g} to {_MAX_BIAS:g}; -100 bans the token.",
         )
 
 

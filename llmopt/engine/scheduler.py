@@ -217,11 +217,11 @@ class Scheduler:
         Args:
             output: what `schedule` returned for this step.
             sampled_token_ids: for each scheduled request that samples, in that order, the tokens
-                that it got: those of its draft that were taken, and one more. What is behind one
-                that ends the request is dropped.
+                that it got: those of its draft that were taken, and one more; none ends it with
+                "error". What is behind one that ends the request is dropped.
 
         Returns:
-            One output for each request that got a token.
+            One output for each request that got a token or ended.
         """
         step_outputs: list[StepOutput] = []
         sampled = iter(sampled_token_ids)
@@ -231,7 +231,7 @@ class Scheduler:
             if request.status is RequestStatus.FINISHED:
                 continue
             request.num_computed_tokens += item.num_known_tokens
-            if token_ids:
+            if item.samples:
                 step_outputs.append(self._append(item, token_ids))
             else:
                 self.blocks.register(request)
@@ -270,21 +270,24 @@ class Scheduler:
             # A prompt leaves the requests behind it one token each: their decodes do not stall.
             share = max(1, step.budget - (len(self.running) - 1 - index))
             num_tokens = min(request.num_new_tokens, share, self.max_prefill_chunk)
-            draft = drafts.get(request.request_id, ())
-            if draft:
-                draft = self._fit_draft(request, draft, num_tokens, share)
-            if draft and self.blocks.extend(request, num_tokens + len(draft)):
-                step.compute(request, num_tokens, draft)
-                index += 1
-                continue
+            draft = self._fit_draft(request, drafts.get(request.request_id, ()), num_tokens, share)
             while not self.blocks.extend(request, num_tokens):
                 # The last running request is this one or comes after it: it is not scheduled yet.
                 self._preempt_last(step)
                 if request.status is RequestStatus.WAITING:
                     break
             else:
-                step.compute(request, num_tokens)
+                step.compute(request, num_tokens, draft)
                 index += 1
+        self._extend_for_drafts(step)
+
+    def _extend_for_drafts(self, step: _Step) -> None:
+        """Drop the drafts that get no blocks, now that all known tokens have theirs."""
+        for index, item in enumerate(step.scheduled):
+            if not self.blocks.extend(item.request, item.num_scheduled_tokens):
+                step.budget += len(item.draft_token_ids)
+                known = item.num_known_tokens
+                step.scheduled[index] = ScheduledRequest(item.request, item.start, known, True)
 
     def _fit_draft(
         self, request: Request, draft: tuple[int, ...], num_tokens: int, share: int
@@ -356,7 +359,7 @@ class Scheduler:
         assert len(token_ids) <= len(item.draft_token_ids) + 1, "a token for each row that samples"
         request = item.request
         taken: list[int] = []
-        reason: FinishReason | None = None
+        reason: FinishReason | None = None if token_ids else "error"
         for token_id in token_ids:
             taken.append(token_id)
             reason = request.append(token_id)

@@ -4,7 +4,7 @@ The work is done by llguidance, an optional part: it says which tokens may come 
 
 Knows nothing about logits or requests.
 Law: an output that ends by itself matches; one that `max_tokens` cuts is the beginning of one that
-would.
+would, and so is one that gets too complex for the library.
 """
 
 from collections.abc import Sequence
@@ -89,6 +89,11 @@ class GrammarState:
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the output got too complex for the library, which it stays."""
+        return bool(self._matcher.is_error())
+
     def consume(self, token_ids: Sequence[int]) -> None:
         """Go on behind tokens that were chosen."""
         for token_id in token_ids:
@@ -99,7 +104,8 @@ class GrammarState:
     def allowed(self, draft_token_ids: Sequence[int] = ()) -> npt.NDArray[np.bool_]:
         """Which tokens may come next, and which behind each token of a draft.
 
-        Behind a draft's first token that may not come, all may: nothing there is ever used.
+        Behind a draft's first token that may not come, all may: nothing there is ever used. Nothing
+        at all is to be used once the output `has_failed`, which may come of this call.
 
         Returns:
             [1 + length of the draft, V]; every row has a token.
@@ -117,7 +123,7 @@ class GrammarState:
         return allowed
 
     def _fill(self, row: npt.NDArray[np.bool_]) -> None:
-        """A complete output, or one that got too complex for the library, can only end."""
+        """A complete output can only end."""
         if self._matcher.is_stopped():
             row[:] = False
             row[self._eos_token_ids] = True

@@ -58,7 +58,8 @@ class TokenChooser:
     def choose(
         self, logits: Tensor, items: Sequence[ScheduledRequest], drafts: Mapping[str, Draft]
     ) -> list[tuple[int, ...]]:
-        """The tokens of each request: those of its draft that are taken, and one more.
+        """The tokens of each request: those of its draft that are taken, and one more; none where
+        its constraint can be followed no further.
 
         Args:
             logits: [R, V]; one row for each request, and one behind each token of its draft.
@@ -75,14 +76,19 @@ class TokenChooser:
             for offset in range(len(item.draft_token_ids) + 1)
         ]
         if len(rows) == len(items):
-            return [(token_id,) for token_id in sample(logits, rows)]
-        scheduled = [
-            drafts[item.request.request_id].cut(len(item.draft_token_ids))
-            if item.draft_token_ids
-            else Draft()
-            for item in items
+            chosen: list[tuple[int, ...]] = [(token_id,) for token_id in sample(logits, rows)]
+        else:
+            scheduled = [
+                drafts[item.request.request_id].cut(len(item.draft_token_ids))
+                if item.draft_token_ids
+                else Draft()
+                for item in items
+            ]
+            chosen = verify(logits, rows, scheduled)
+        return [
+            () if self._has_failed(item.request) else token_ids
+            for item, token_ids in zip(items, chosen, strict=True)
         ]
-        return verify(logits, rows, scheduled)
 
     def choose_ahead(self, logits: Tensor, items: Sequence[ScheduledRequest]) -> DeviceTokens:
         """As `choose`, without waiting for a GPU, for requests without drafts of which none
@@ -142,6 +148,12 @@ class TokenChooser:
                 changed[row : row + num_rows].masked_fill_(refused, -torch.inf)
             row += num_rows
         return changed
+
+    def _has_failed(self, request: Request) -> bool:
+        if not request.params.is_constrained:
+            return False
+        grammar = self._memories[request.request_id].grammar
+        return grammar is not None and grammar.has_failed
 
     def _penalties(self, item: ScheduledRequest) -> list[Penalties]:
         """For the row of a request, and for each token of its draft."""

@@ -97,4 +97,4 @@ def _run(runner: ModelRunner, plan: KVPlan, query_lens: tuple[int, ...]) -> torc
         metadata,
         runner.kv_cache,
     )
-    return model.compute_logits(hidden[-1:])
+    return model.compute_sampling_logits(hidden[-1:])

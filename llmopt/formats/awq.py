@@ -21,7 +21,7 @@ import torch
 from llmopt.errors import CheckpointError
 from llmopt.formats.dynamic import WeightSpec
 from llmopt.formats.gptq import spec_of_config
-from llmopt.formats.groups import check_groups
+from llmopt.formats.groups import check_groups, read_matrix
 from llmopt.formats.overrides import ALL_ALIKE, LM_HEAD, Layers, unquantized
 from llmopt.formats.packing import pack_words, unpack_words
 from llmopt.formats.quantized import QuantizedWeight, QuantSpec, StoredWeight
@@ -107,9 +107,11 @@ class AwqFormat:
 
     def unpack(self, module: str, tensor: Callable[[str], torch.Tensor]) -> QuantizedWeight:
         """Read one layer. Raises CheckpointError on inconsistent shapes."""
-        codes = _unshuffle(unpack_words(tensor(f"{module}.qweight").T.contiguous(), BITS))
-        zeros = _unshuffle(unpack_words(tensor(f"{module}.qzeros").T.contiguous(), BITS))
-        scales = tensor(f"{module}.scales").T.contiguous()
+        codes, zeros = (
+            _unshuffle(unpack_words(read_matrix(module, part, tensor).T.contiguous(), BITS))
+            for part in ("qweight", "qzeros")
+        )
+        scales = read_matrix(module, "scales", tensor).T.contiguous()
         check_groups(module, codes, scales, zeros, self.spec)
         symmetric = self.spec.symmetric and bool((zeros == self.spec.midpoint).all())
         spec = QuantSpec(BITS, self.spec.group_size, symmetric)

@@ -78,8 +78,14 @@ class CheckpointReader:
         return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> torch.dtype:
-        """Data type of a tensor, from the header."""
-        return _DTYPES[self._slice(name).get_dtype()]
+        """Data type of a tensor, from the header. CheckpointError for one that is not read here."""
+        stored = self._slice(name).get_dtype()
+        if stored not in _DTYPES:
+            raise CheckpointError(
+                f"tensor {name} of {self.path} has the type {stored}, which is not read",
+                f"Use a checkpoint with tensors of {', '.join(_DTYPES)}.",
+            )
+        return _DTYPES[stored]
 
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor to the CPU (memory-mapped: pages are read when touched)."""
@@ -91,7 +97,7 @@ class CheckpointReader:
         return tensor
 
     def tensor_bytes(self, name: str) -> int:
-        """Bytes of a tensor as it is stored."""
+        """Bytes of a tensor as it is stored. Raises what `dtype` raises."""
         return math.prod(self.shape(name)) * self.dtype(name).itemsize
 
     @property
@@ -134,7 +140,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is missing", "Point to a directory with config.json and *.safetensors."
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error})", "Fetch it again.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} does not hold a JSON object", "Fetch it again.")
@@ -173,8 +179,10 @@ def _locate_tensors(path: Path) -> dict[str, Path]:
     index = path / INDEX_NAME
     if index.exists():
         weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{index} has no weight_map", "Fetch it again.")
+        if not isinstance(weight_map, dict) or not all(
+            isinstance(file, str) for file in weight_map.values()
+        ):
+            raise CheckpointError(f"{index} has no usable weight_map", "Fetch it again.")
         return _check_index(path, weight_map)
     shards = sorted(path.glob("*.safetensors"))
     if not shards:

@@ -31,7 +31,7 @@ from llmopt.formats.compressed_tensors_config import (
 )
 from llmopt.formats.dynamic import DynamicSpec, DynamicWeight, WeightSpec
 from llmopt.formats.fp8 import Fp8Spec, Fp8Weight
-from llmopt.formats.groups import check_groups, group_index
+from llmopt.formats.groups import check_groups, group_index, read_matrix
 from llmopt.formats.overrides import (
     ALL_ALIKE,
     LM_HEAD,
@@ -177,9 +177,9 @@ def _pack_words(module: str, weight: QuantizedWeight) -> dict[str, torch.Tensor]
 
 
 def _unpack_fp8(module: str, tensor: Callable[[str], torch.Tensor], spec: Fp8Spec) -> Fp8Weight:
-    values, scales = tensor(f"{module}.weight"), tensor(f"{module}.weight_scale")
+    values, scales = read_matrix(module, "weight", tensor), tensor(f"{module}.weight_scale")
     expected = len(values) if spec.per_row else 1
-    if values.dtype != torch.float8_e4m3fn or values.ndim != 2 or scales.numel() != expected:
+    if values.dtype != torch.float8_e4m3fn or scales.numel() != expected:
         raise CheckpointError(
             f"layer {module} has {values.dtype} values {list(values.shape)} with scales "
             f"{list(scales.shape)} where e4m3 values with {expected} scales were expected",
@@ -195,15 +195,15 @@ def _unpack_integers(
     spec: QuantSpec,
 ) -> QuantizedWeight:
     scales = tensor(f"{module}.weight_scale")
-    zeros = None if spec.symmetric else tensor(f"{module}.weight_zero_point")
+    zeros = None if spec.symmetric else read_matrix(module, "weight_zero_point", tensor)
     if scheme.layout == "pack-quantized":
-        rows, columns = tensor(f"{module}.weight_shape").tolist()
-        words = tensor(f"{module}.weight_packed").T.contiguous()
+        rows, columns = _declared_shape(module, tensor(f"{module}.weight_shape"))
+        words = read_matrix(module, "weight_packed", tensor).T.contiguous()
         codes = unpack_words(words, spec.bits)[:columns].T.contiguous()
         zeros = None if zeros is None else unpack_words(zeros, spec.bits)[:rows]
         _check_shape(module, codes, (rows, columns))
     else:
-        codes = _unsigned(tensor(f"{module}.weight"), spec)
+        codes = _unsigned(read_matrix(module, "weight", tensor), spec)
         zeros = None if zeros is None else _unsigned(zeros, spec)
     check_groups(module, codes, scales, scales if zeros is None else zeros, spec)
     g_idx = None
@@ -219,6 +219,16 @@ def _signed(codes: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
 
 def _unsigned(codes: torch.Tensor, spec: QuantSpec) -> torch.Tensor:
     return (codes.to(torch.int16) + spec.midpoint).to(torch.uint8)
+
+
+def _declared_shape(module: str, stored: torch.Tensor) -> tuple[int, int]:
+    if stored.shape != (2,):
+        raise CheckpointError(
+            f"layer {module} has a weight_shape of {stored.numel()} numbers where 2 were expected",
+            "The file is damaged; fetch or make the checkpoint again.",
+        )
+    rows, columns = map(int, stored.tolist())
+    return rows, columns
 
 
 def _check_shape(module: str, codes: torch.Tensor, declared: tuple[int, int]) -> None:

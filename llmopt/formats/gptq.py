@@ -26,7 +26,7 @@ import torch
 
 from llmopt.errors import CheckpointError
 from llmopt.formats.dynamic import WeightSpec
-from llmopt.formats.groups import check_groups, group_index
+from llmopt.formats.groups import check_groups, group_index, read_matrix
 from llmopt.formats.module_patterns import REGEX, check_pattern, cover
 from llmopt.formats.overrides import (
     ALL_ALIKE,
@@ -129,9 +129,9 @@ class GptqFormat:
     def unpack(self, module: str, tensor: Callable[[str], torch.Tensor]) -> QuantizedWeight:
         """Read one layer. Raises CheckpointError on inconsistent shapes."""
         spec = self.spec_of(module)
-        codes = unpack_words(tensor(f"{module}.qweight"), spec.bits).T.contiguous()
-        scales = tensor(f"{module}.scales").T.contiguous()
-        stored = unpack_words(tensor(f"{module}.qzeros").T.contiguous(), spec.bits)
+        codes = unpack_words(read_matrix(module, "qweight", tensor), spec.bits).T.contiguous()
+        scales = read_matrix(module, "scales", tensor).T.contiguous()
+        stored = unpack_words(read_matrix(module, "qzeros", tensor).T.contiguous(), spec.bits)
         check_groups(module, codes, scales, stored, spec)
         zeros = self._zero_points(stored, spec)
         if spec.symmetric and not bool((zeros == spec.midpoint).all()):

@@ -4,10 +4,23 @@ Shared by the formats; knows nothing of their layouts. The law: what contradicts
 CheckpointError that names the layer, before anything is computed with it.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from llmopt.errors import CheckpointError
 from llmopt.formats.quantized import QuantSpec
+
+
+def read_matrix(module: str, part: str, tensor: Callable[[str], torch.Tensor]) -> torch.Tensor:
+    """One tensor of a layer, such as its qweight; CheckpointError unless it is a matrix."""
+    found = tensor(f"{module}.{part}")
+    if found.dim() != 2 or found.numel() == 0:
+        raise CheckpointError(
+            f"layer {module} has the {part} {list(found.shape)} where a matrix was expected",
+            "The file is damaged; fetch or make the checkpoint again.",
+        )
+    return found
 
 
 def check_groups(
@@ -31,13 +44,13 @@ def group_index(
     unless every group has its share of columns.
     """
     size = spec.columns_per_group(columns)
-    natural = torch.arange(columns, dtype=torch.int32, device=g_idx.device) // size
-    if g_idx.shape == natural.shape and torch.equal(g_idx.to(torch.int32), natural):
+    natural = torch.arange(columns, device=g_idx.device) // size
+    found = g_idx.long()
+    if torch.equal(found, natural):
         return None
-    counts = torch.bincount(g_idx.long().clamp_min(0), minlength=spec.num_groups(columns))
-    if g_idx.shape != natural.shape or bool((counts != size).any()):
+    if found.shape != natural.shape or not torch.equal(found.sort().values, natural):
         raise CheckpointError(
             f"layer {module} has a g_idx that does not give every group {size} inputs",
             "The file is damaged; fetch or make the checkpoint again.",
         )
-    return g_idx.to(torch.int32)
+    return found.to(torch.int32)

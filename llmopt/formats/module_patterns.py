@@ -2,10 +2,11 @@
 
 A pattern is a name, or "re:" and a regular expression that the name must start with a match of:
 what GPTQModel, compressed-tensors, vLLM and SGLang do (`re.match`). Knows nothing of what a pattern
-stands for. The law: configs are untrusted, so a pattern that is no regular expression, or one that
-could take for ever, is a CheckpointError before anything is matched.
+stands for. The law: configs and names are untrusted, so a pattern that is no regular expression, or
+one that could take for ever on a name, is a CheckpointError before anything is matched.
 """
 
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
@@ -20,14 +21,18 @@ FUSED: Mapping[str, tuple[str, ...]] = {
 }
 REGEX = "re:"
 MAX_LENGTH = 10_000
-MAX_REPEATS = 6  # unbounded ones: matching a name of n letters takes up to n^6 steps
+MAX_STEPS = 10**8  # of a match: about a second
+NAME_LETTERS = 64  # that any module may have; names of real ones are shorter
 
 
 def matches(pattern: str, module: str) -> bool:
-    """Whether a pattern stands for a module. Raises CheckpointError for an unusable pattern."""
+    """Whether a pattern stands for a module. Raises CheckpointError for an unusable pattern, and
+    for one that could take for ever on a name of this length.
+    """
     if not pattern.startswith(REGEX):
         return pattern == module
-    return _compile(pattern.removeprefix(REGEX)).match(module) is not None
+    letters = max(len(module), NAME_LETTERS)
+    return _compile(pattern.removeprefix(REGEX), letters).match(module) is not None
 
 
 def check_pattern(pattern: object) -> str:
@@ -38,7 +43,7 @@ def check_pattern(pattern: object) -> str:
             "Fetch the checkpoint again.",
         )
     if pattern.startswith(REGEX):
-        _compile(pattern.removeprefix(REGEX))
+        _compile(pattern.removeprefix(REGEX), NAME_LETTERS)
     return pattern
 
 
@@ -79,11 +84,13 @@ def _any_of(alternatives: Iterable[str]) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _compile(expression: str) -> re.Pattern[str]:
-    if len(expression) > MAX_LENGTH or _can_explode(expression):
+def _compile(expression: str, letters: int) -> re.Pattern[str]:
+    """The pattern, for names of so many letters."""
+    if len(expression) > MAX_LENGTH or _can_explode(expression, letters):
         raise CheckpointError(
-            f"quantization_config has a pattern that could take for ever: {expression[:80]}",
-            "Write it without repeated groups and with fewer repeats.",
+            f"quantization_config has a pattern that could take for ever on a name of {letters} "
+            f"letters: {expression[:80]}",
+            "Write it without repeated groups and with fewer repeats and alternatives.",
         )
     try:
         return re.compile(expression)
@@ -95,12 +102,34 @@ def _compile(expression: str) -> re.Pattern[str]:
         ) from error
 
 
-def _can_explode(expression: str) -> bool:
-    """Whether matching may take exponentially many steps, or a high power of the length.
+def _can_explode(expression: str, letters: int) -> bool:
+    """Whether matching a name of so many letters could take more than MAX_STEPS.
 
-    Decided on the safe side: a group that is repeated counts, whatever is in it.
+    Decided on the safe side: a group that is repeated counts, whatever is in it, and so does what
+    may hide one (comments, spaces that mean nothing). Otherwise there are at most as many ways to
+    try as ways to share the letters out among the unbounded repeats, times those to take or leave
+    what is optional, times those to choose from the alternatives.
     """
     bare = re.sub(r"\\.", "x", expression)
+    if re.search(r"\(\?(?:#|\w*x)", bare) is not None:
+        return True
     bare = re.sub(r"\[\^?\]?[^\]]*\]", "x", bare)
-    unbounded = re.findall(r"[*+]|\{\d*,\d*\}", bare)
-    return re.search(r"\)(?:[*+]|\{)", bare) is not None or len(unbounded) > MAX_REPEATS
+    if re.search(r"\)(?:[*+]|\{)", bare) is not None:
+        return True
+    num_repeats = len(re.findall(r"[*+]|\{\d*,\d*\}", bare))
+    num_optional = len(re.findall(r"(?<![(*+?}])\?", bare))  # the others name or soften something
+    ways = math.comb(letters + num_repeats, num_repeats) << num_optional
+    return ways * _num_choices(bare) > MAX_STEPS
+
+
+def _num_choices(bare: str) -> int:
+    """The alternatives of each group, multiplied."""
+    choices, alternatives = 1, [1]
+    for letter in bare:
+        if letter == "(":
+            alternatives.append(1)
+        elif letter == "|":
+            alternatives[-1] += 1
+        elif letter == ")" and len(alternatives) > 1:
+            choices *= alternatives.pop()
+    return choices * math.prod(alternatives)

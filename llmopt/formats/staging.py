@@ -4,6 +4,7 @@ Knows nothing of what is in it.
 """
 
 import errno
+import glob
 import os
 import shutil
 import tempfile
@@ -40,9 +41,14 @@ def staged_directory(path: Path, expected_bytes: int = 0) -> Iterator[Path]:
 
 
 def remove_stale(path: Path) -> None:
-    """Remove what killed processes left beside `path`; only for whoever has it to himself."""
-    for stale in path.parent.glob(f".{path.name}.*.partial"):
-        shutil.rmtree(stale, ignore_errors=True)
+    """Remove what killed processes left beside `path`; only for whoever has it to himself.
+
+    What `tempfile` puts between the name and the suffix has no dot: more of them are of an output
+    whose name is longer.
+    """
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        if "." not in stale.name.removeprefix(f".{path.name}.").removesuffix(".partial"):
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 def check_writable(path: Path, expected_bytes: int) -> None:

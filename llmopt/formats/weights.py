@@ -100,7 +100,7 @@ def quantized_weights(reader: Checkpoint) -> QuantizedWeights | GgufWeights | No
     """
     if isinstance(reader, GgufCheckpoint):
         return reader.quantized()
-    config = reader.config.get("quantization_config")
+    config = quantization_config(reader.config)
     if config is None:
         return None
     name = str(config.get("quant_method"))
@@ -109,8 +109,25 @@ def quantized_weights(reader: Checkpoint) -> QuantizedWeights | GgufWeights | No
             f"checkpoints quantized with {name} are not read yet",
             f"Use one in the format {', '.join(_READERS)}, or a full-precision one.",
         )
-    method = (config.get("meta") or {}).get("method") or name
+    method = (_mapping(config, "meta") or {}).get("method") or name
     return QuantizedWeights(reader, _READERS[name](config), str(method))
+
+
+def quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What config.json says of quantized weights, or None for a full-precision checkpoint. Raises
+    CheckpointError for what cannot be understood.
+    """
+    return _mapping(config, "quantization_config")
+
+
+def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
+    found = config.get(key)
+    if found is not None and not isinstance(found, Mapping):
+        raise CheckpointError(
+            f"config.json has a {key} that is no JSON object: {str(found)[:80]!r}",
+            "Fetch the checkpoint again.",
+        )
+    return found
 
 
 def scheme(reader: Checkpoint, dtype: torch.dtype) -> str:

@@ -64,7 +64,7 @@ class _Workload:
 
 
 def measure_ceilings(device: str = "cpu") -> MeasuredCeilings:
-    """The ceilings of `device` ("cpu" or "cuda"), measured now, which takes some seconds.
+    """The ceilings of `device` ("cpu", "cuda" or "cuda:N"), measured now, which takes some seconds.
 
     Rates that were higher in an earlier measurement on this machine are taken from there. A
     cache that cannot be read or written only loses that memory.
@@ -152,7 +152,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 def _cache_path(device: str) -> Path:
     """One file for everything that the numbers depend on."""
-    facts = device_facts()
+    facts = device_facts(device)
     key = [
         METHOD_VERSION,
         facts.cpu,

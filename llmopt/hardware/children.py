@@ -1,4 +1,4 @@
-"""The peak memory of the processes that this one started.
+"""The memory of the processes that this one started, and its peak.
 
 Knows nothing of what they do. The law: the measure is `host_bytes`, as for this process itself, so
 that the two can be compared.
@@ -6,6 +6,7 @@ that the two can be compared.
 
 import contextlib
 import threading
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +15,20 @@ import psutil
 from llmopt.hardware.memory import host_bytes
 
 _INTERVAL_S = 0.05
+
+
+def descendants() -> list[int]:
+    """The ids of all processes that this one started, and of those that they did."""
+    return [process.pid for process in psutil.Process().children(recursive=True)]
+
+
+def memory_of(processes: Iterable[int]) -> int:
+    """Bytes of all of them together; one that has ended meanwhile has none."""
+    total = 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            total += host_bytes(process)
+    return total
 
 
 class ChildrenMeter:
@@ -40,11 +55,7 @@ class ChildrenMeter:
         self._thread.join()
 
     def _run(self) -> None:
-        process = psutil.Process()
         while not self._stop.wait(_INTERVAL_S):
-            total = 0
-            for child in process.children(recursive=True):
-                with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
-                    total += host_bytes(child.pid)
+            total = memory_of(descendants())
             if total:
                 self.peak_bytes = max(total, self.peak_bytes or 0)

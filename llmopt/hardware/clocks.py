@@ -26,9 +26,9 @@ class ClockState:
 
 
 def clock_state(device: str, cpu: Path = _CPU, thermal: Path = _THERMAL) -> ClockState:
-    """The state of "cuda" (the first GPU) or "cpu" (the mean of its cores' clocks)."""
-    if device == "cuda":
-        return _gpu_state()
+    """The state of "cuda", "cuda:N" or "cpu" (the mean of its cores' clocks)."""
+    if device.startswith("cuda"):
+        return _gpu_state(device)
     clocks = [_number(path) for path in cpu.glob("cpu[0-9]*/cpufreq/scaling_cur_freq")]
     known = [clock for clock in clocks if clock is not None]
     heats = [_number(path) for path in thermal.glob("thermal_zone*/temp")]
@@ -47,8 +47,8 @@ def _number(path: Path) -> float | None:
         return None
 
 
-def _gpu_state() -> ClockState:
-    gpu = open_gpu()
+def _gpu_state(device: str) -> ClockState:
+    gpu = open_gpu(device)
     if gpu is None:
         return ClockState(None, None, None)
     nvml, handle = gpu.nvml, gpu.handle

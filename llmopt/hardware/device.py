@@ -78,8 +78,10 @@ class EnvironmentFacts:
     instruction_sets: tuple[str, ...]
 
 
-def device_facts() -> DeviceFacts:
-    """Look at this machine."""
+def device_facts(device: str = "cuda") -> DeviceFacts:
+    """Look at this machine. The accelerator is that of `device` where it is "cuda:N"; by default,
+    and for "cpu", it is the first.
+    """
     memory, cpuinfo, threads = psutil.virtual_memory(), _read_cpuinfo(), len(usable_processors())
     return DeviceFacts(
         cpu=_cpu_name(cpuinfo),
@@ -88,16 +90,16 @@ def device_facts() -> DeviceFacts:
         memory_bytes=memory.total,
         available_memory_bytes=memory.available,
         instruction_sets=_instruction_sets(cpuinfo),
-        gpu=_gpu_facts(),
+        gpu=_gpu_facts(device if device.startswith("cuda") else "cuda"),
     )
 
 
 def environment_facts(device: str) -> EnvironmentFacts:
-    """What results measured on `device` ("cpu" or "cuda") must say about it.
+    """What results measured on `device` ("cpu", "cuda" or "cuda:N") must say about it.
 
-    For "cuda" the name and the memory are the accelerator's. An assert holds that there is one.
+    For the latter the name and the memory are the accelerator's. An assert holds that there is one.
     """
-    facts = device_facts()
+    facts = device_facts(device)
     name, memory_bytes = facts.cpu, facts.memory_bytes
     if torch.device(device).type == "cuda":
         assert facts.gpu is not None, "results on cuda come from a machine with a CUDA device"
@@ -137,10 +139,10 @@ def _instruction_sets(cpuinfo: dict[str, str]) -> tuple[str, ...]:
     return tuple(name for name in _INSTRUCTION_SETS if name in flags)
 
 
-def _gpu_facts() -> GpuFacts | None:
+def _gpu_facts(device: str) -> GpuFacts | None:
     if not torch.cuda.is_available():
         return None
-    properties = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(device)
     return GpuFacts(
         name=properties.name,
         memory_bytes=properties.total_memory,

@@ -39,16 +39,16 @@ class EnergyMeter:
 
 
 def energy_meter(device: str, powercap: Path = _POWERCAP) -> EnergyMeter | None:
-    """A meter for "cuda" (the first GPU) or "cpu" (all packages); None where nothing is readable.
+    """A meter for "cuda", "cuda:N" or "cpu" (all packages); None where nothing is readable.
 
     RAPL's counters wrap after some minutes of full load, at their `max_energy_range_uj`: read the
     meter at least every half minute of a longer run.
     """
-    return _nvml_meter() if device == "cuda" else _rapl_meter(powercap)
+    return _nvml_meter(device) if device.startswith("cuda") else _rapl_meter(powercap)
 
 
-def _nvml_meter() -> EnergyMeter | None:
-    gpu = open_gpu()
+def _nvml_meter(device: str) -> EnergyMeter | None:
+    gpu = open_gpu(device)
     if gpu is None:
         return None
 

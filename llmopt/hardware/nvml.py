@@ -1,4 +1,4 @@
-"""The GPU that torch calls "cuda", as NVIDIA's management library knows it.
+"""A GPU that torch calls "cuda" or "cuda:N", as NVIDIA's management library knows it.
 
 Knows nothing about what is read from it. The law: the device is found by its identity, as NVML
 neither heeds CUDA_VISIBLE_DEVICES nor counts in CUDA's order; what is not installed or not there is
@@ -19,9 +19,9 @@ class Gpu:
         self.handle = handle
 
 
-def open_gpu() -> Gpu | None:
-    """The first GPU of this process; None without one, or without nvidia-ml-py."""
-    uuid = gpu_uuid()
+def open_gpu(device: str) -> Gpu | None:
+    """The GPU of a device; None without one, or without nvidia-ml-py."""
+    uuid = gpu_uuid(device)
     if uuid is None:
         return None
     try:
@@ -35,8 +35,8 @@ def open_gpu() -> Gpu | None:
         return None
 
 
-def gpu_uuid() -> str | None:
-    """The identity of torch's first CUDA device, as "GPU-...", None without one."""
+def gpu_uuid(device: str) -> str | None:
+    """The identity of torch's "cuda" (its first) or "cuda:N", as "GPU-..."; None without one."""
     if not torch.cuda.is_available():
         return None
-    return f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"

@@ -5,18 +5,21 @@ rounded to one or two int8 in steps of columns (coded weights) or to bfloat16 (b
 sums are float32, and nothing of a weight is kept twice.
 """
 
+import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
+from llmopt.errors import OutputError
 from llmopt.formats.gguf_blocks import GgufWeight
 from llmopt.formats.quantized import QuantizedWeight, StoredWeight
 from llmopt.hardware.cache import kernels_directory
 from llmopt.layers.native_codes import native_codes, stack_native
 from llmopt_kernels.bf16_gemv.native import takes_rows, view_rows
-from llmopt_kernels.native.library import NativeLibrary, native_library
+from llmopt_kernels.native.library import NativeLibrary, native_enabled, native_library
 from llmopt_kernels.native.linear_weight import NativeWeight, multiply
 from llmopt_kernels.wna8.native import pack_codes
 
@@ -45,10 +48,21 @@ class NativeLinear:
 
 
 def library_for(dtype: torch.dtype, device: torch.device) -> NativeLibrary | None:
-    """The compiled kernels, if layers on this device with activations of this dtype use them."""
-    if device.type != "cpu" or dtype != torch.bfloat16:
+    """The compiled kernels, if layers on this device with activations of this dtype use them; None,
+    which is said once, where there is no place for them.
+    """
+    if device.type != "cpu" or dtype != torch.bfloat16 or not native_enabled():
         return None
-    return native_library(kernels_directory())
+    try:
+        return native_library(kernels_directory())
+    except OutputError as error:
+        _say_no_kernels(str(error))
+        return None
+
+
+@cache
+def _say_no_kernels(reason: str) -> None:
+    print(f"llmopt: no compiled CPU kernels, torch's are used: {reason}", file=sys.stderr)
 
 
 def input_parts(activations: WeightActivations, weights: Sequence[StoredWeight]) -> int | None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from llmopt.errors import ModelError
+
 Scaling = Mapping[str, Any]
 Frequencies = tuple[torch.Tensor, float]
 
@@ -23,7 +25,7 @@ def inverse_frequencies(num_channels: int, theta: float, scaling: Scaling | None
     """float32 [num_channels / 2], and what rotated channels are multiplied with.
 
     num_channels: of a head, that are rotated; scaling: the config's rope_scaling, of a supported
-    rope_type.
+    rope_type. Raises ModelError where its factors are not one for each frequency.
     """
     exponents = torch.arange(0, num_channels, 2, dtype=torch.float32) / num_channels
     wavelengths = theta**exponents  # of a radian
@@ -82,6 +84,12 @@ def _yarn_scale(factor: float, scaling: Scaling) -> float:
 def _longrope(wavelengths: torch.Tensor, _theta: float, scaling: Scaling) -> Frequencies:
     """Divide each frequency by a factor of its own; those for short texts."""
     factors = torch.tensor(scaling["short_factor"], dtype=torch.float32)
+    if factors.shape != wavelengths.shape:
+        raise ModelError(
+            f"config.json has {factors.numel()} factors in short_factor for {len(wavelengths)}"
+            " rotary frequencies",
+            "Fetch the model again.",
+        )
     scale = scaling.get("attention_factor")
     if scale is None:
         factor = float(scaling["factor"])

@@ -4,17 +4,20 @@ The law: a config that is accepted describes a model that the runtime computes e
 else is refused with a sentence.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from llmopt.errors import ModelError
 from llmopt.layers.activation import activations
+from llmopt.layers.rotary import inverse_frequencies
 from llmopt.models.architectures import ARCHITECTURES, FULL, SLIDING, Architecture, Settings
 from llmopt.models.module_names import LLAMA_NAMES, ModuleNames
 from llmopt.models.rope import Rope, max_positions, read_ropes
 
 SUPPORTED_ARCHITECTURES = tuple(ARCHITECTURES)
 _DAMAGED = "config.json is damaged; fetch the model again."
+_MOST = 10_000  # layers, experts of a layer and channels of a head, far more than any model has
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +87,22 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, config: Settings) -> "ModelConfig":
-        """Read config.json; ModelError for an unknown architecture, activation or rope type."""
+        """Read config.json; ModelError for an unknown architecture, activation or rope type, and
+        for values that make no model.
+        """
         name = _architecture(config)
         try:
             return _read(name, ARCHITECTURES[name], _with_llama_keys(ARCHITECTURES[name], config))
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (
+            ArithmeticError,
+            AttributeError,
+            IndexError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise ModelError(
-                f"config.json lacks a usable value for {error}", "Fetch the model again."
+                f"config.json lacks a usable value ({error})", "Fetch the model again."
             ) from error
 
     @property
@@ -111,28 +123,32 @@ class ModelConfig:
 
 def _read(name: str, parts: Architecture, settings: Settings) -> ModelConfig:
     _refuse_features(parts, settings)
-    num_heads, hidden_size = int(settings["num_attention_heads"]), int(settings["hidden_size"])
-    head_dim = int(settings.get("head_dim") or hidden_size // num_heads)
+    num_heads = _size("num_attention_heads", settings["num_attention_heads"])
+    num_kv_heads = settings.get("num_key_value_heads") or num_heads
+    hidden_size = _size("hidden_size", settings["hidden_size"])
+    head_dim = _size("head_dim", settings.get("head_dim") or hidden_size // num_heads, _MOST)
+    num_layers = _size("num_hidden_layers", settings["num_hidden_layers"], _MOST)
     biases = {key: bool(settings.get(key, False)) for key in parts.bias_keys}
     ropes = read_ropes(parts, settings)
+    _check_ropes(ropes, head_dim)
     result = ModelConfig(
         architecture=name,
-        vocab_size=int(settings["vocab_size"]),
+        vocab_size=_size("vocab_size", settings["vocab_size"]),
         hidden_size=hidden_size,
         intermediate_size=_intermediate_size(parts, settings),
-        num_layers=int(settings["num_hidden_layers"]),
+        num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=int(settings.get("num_key_value_heads") or num_heads),
+        num_kv_heads=_size("num_key_value_heads", num_kv_heads),
         head_dim=head_dim,
         rms_norm_eps=float(settings["rms_norm_eps"]),
         ropes=ropes,
-        layers=_layers(parts, settings),
-        max_model_len=max_positions(ropes, settings),
+        layers=_layers(parts, settings, num_layers),
+        max_model_len=_size("max_position_embeddings", max_positions(ropes, settings)),
         tie_word_embeddings=bool(settings.get("tie_word_embeddings", False)),
         bos_token_id=_optional_int(settings.get("bos_token_id")),
         eos_token_ids=_token_ids(settings.get("eos_token_id")),
         dtype=str(settings.get("dtype") or settings.get("torch_dtype") or "float32"),
-        attention_scale=float(settings.get("query_scalar") or head_dim) ** -0.5,
+        attention_scale=_attention_scale(settings.get("query_scalar") or head_dim),
         activation=_activation(settings.get("hidden_act", "silu"), parts.gated),
         qkv_bias=parts.qkv_bias or biases.get("attention_bias", False),
         output_bias=biases.get("attention_bias", False),
@@ -158,13 +174,14 @@ def _read(name: str, parts: Architecture, settings: Settings) -> ModelConfig:
 
 
 def _architecture(config: Settings) -> str:
-    names = config.get("architectures") or ["(none named)"]
-    if names[0] not in ARCHITECTURES:
+    names = config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else "(none named)"
+    if name not in ARCHITECTURES:
         raise ModelError(
-            f"the architecture {names[0]} is not supported",
+            f"the architecture {name} is not supported",
             f"Supported: {', '.join(SUPPORTED_ARCHITECTURES)}.",
         )
-    return str(names[0])
+    return name
 
 
 def _with_llama_keys(parts: Architecture, config: Settings) -> dict[str, Any]:
@@ -190,21 +207,49 @@ def _refuse_features(parts: Architecture, settings: Settings) -> None:
         )
 
 
+def _size(key: str, value: Any, most: int | None = None) -> int:
+    """A number of things; ModelError unless it is positive, and no larger than `most`."""
+    try:
+        size = int(value)
+    except (ArithmeticError, TypeError, ValueError):
+        size = 0
+    if size < 1 or (most is not None and size > most):
+        raise ModelError(f"config.json has the {key} {value}", _DAMAGED)
+    return size
+
+
+def _attention_scale(scalar: Any) -> float:
+    if not 0 < float(scalar) < math.inf:
+        raise ModelError(f"config.json divides attention scores by the root of {scalar}", _DAMAGED)
+    scale: float = float(scalar) ** -0.5
+    return scale
+
+
+def _check_ropes(ropes: tuple[Rope, ...], head_dim: int) -> None:
+    """Compute the frequencies once: the rule of each has the numbers that it needs, or this raises
+    what `from_hf` makes a ModelError of.
+    """
+    for rope in ropes:
+        num_channels = rope.num_channels(head_dim)
+        inv_freq, scale = inverse_frequencies(num_channels, rope.theta, rope.scaling)
+        if not (bool(inv_freq.isfinite().all()) and math.isfinite(scale)):
+            raise ModelError("config.json has rotary positions of no finite frequency", _DAMAGED)
+
+
 def _intermediate_size(parts: Architecture, settings: Settings) -> int:
     """The width of the MLP; architectures without a gate may leave it at four times the hidden."""
     size = settings.get("intermediate_size")
     if size is None and not parts.gated:
         return 4 * int(settings["hidden_size"])
-    return int(settings["intermediate_size"])
+    return _size("intermediate_size", settings["intermediate_size"])
 
 
 def _experts(parts: Architecture, settings: Settings) -> Experts | None:
     if not parts.experts:
         return None
     normalized = parts.normalized or bool(settings["norm_topk_prob"])
-    experts = Experts(
-        int(settings["num_experts"]), int(settings["num_experts_per_tok"]), normalized
-    )
+    count = _size("num_experts", settings["num_experts"], _MOST)
+    experts = Experts(count, int(settings["num_experts_per_tok"]), normalized)
     if not 0 < experts.per_token <= experts.count:
         raise ModelError(
             f"config.json sends tokens to {experts.per_token} of {experts.count} experts", _DAMAGED
@@ -221,8 +266,7 @@ def _activation(name: object, gated: bool) -> str:
     return str(name)
 
 
-def _layers(parts: Architecture, settings: Settings) -> tuple[LayerAttention, ...]:
-    num_layers = int(settings["num_hidden_layers"])
+def _layers(parts: Architecture, settings: Settings, num_layers: int) -> tuple[LayerAttention, ...]:
     kinds = [FULL] * num_layers
     if parts.layer_kinds is not None:
         kinds = settings.get("layer_types") or parts.layer_kinds(settings, num_layers)

@@ -221,13 +221,19 @@ class Decoder:
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden: [R, C] from `forward` -> logits [R, V] in the activation dtype, or float32 where
-        the compiled forward pass computes them.
+        the compiled forward pass computes them: few rows, and those of a coded head.
         """
         if self.native is not None and self.native.takes_rows(len(hidden)):
             return self.native.logits(hidden)
         logits = self.lm_head(self.final_norm(hidden.to(self.dtype)))
         cap = self.config.logit_soft_cap
         return logits if cap is None else (logits / cap).tanh() * cap
+
+    def compute_sampling_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """As `compute_logits`, but float32 for any number of rows where there is a compiled forward
+        pass: which token is chosen does not depend on how many others are.
+        """
+        return self.compute_logits(hidden) if self.native is None else self.native.logits(hidden)
 
     def stack_experts(self) -> None:
         """Compute the experts of each mixture together (`MixtureOfExperts.stack`): on a GPU, when

@@ -17,7 +17,7 @@ from llmopt.layers.norm import HeadNorm, LayerNorm, RMSNorm, unchanged
 from llmopt.models.mlp import MLP
 from llmopt_kernels.native.library import NativeLibrary
 from llmopt_kernels.native.linear_weight import NativeWeight
-from llmopt_kernels.native_step.native import LayerKV, NativeStep, StepProfile
+from llmopt_kernels.native_step.native import CacheAddresses, LayerKV, NativeStep, StepProfile
 from llmopt_kernels.native_step.parts import DecoderParts, LayerParts, NormPart
 from llmopt_kernels.paged_attention import AttentionMetadata
 from llmopt_kernels.store_kv import KVCache
@@ -47,14 +47,14 @@ class NativeForward:
         self.profile: StepProfile | None = None
         self._step = NativeStep(library, parts)
         self._max_rows = MAX_MATRIX_ROWS if any(map(_is_matrix, parts.lm_head)) else None
-        self._known: tuple[KVTensors, Sequence[LayerKV] | None] | None = None
+        self._addresses: CacheAddresses | None = None
 
     def takes(self, kv_cache: "KVTensors | None") -> bool:
         """Whether steps with this cache are computed here."""
-        return kv_cache is None or self._plain(kv_cache) is not None
+        return kv_cache is None or self._addresses_of(kv_cache) is not None
 
     def takes_rows(self, num_rows: int) -> bool:
-        """Whether the logits of so many rows are computed here, and fast."""
+        """Whether the logits of so many rows are faster here than on torch."""
         return self._max_rows is None or num_rows <= self._max_rows
 
     def forward(
@@ -65,7 +65,7 @@ class NativeForward:
         kv_cache: "KVTensors | None",
     ) -> torch.Tensor:
         """As `Decoder.forward` of what `takes` takes, but float32 [T, C]."""
-        caches = None if kv_cache is None else self._plain(kv_cache)
+        caches = None if kv_cache is None else self._addresses_of(kv_cache)
         threads = torch.get_num_threads()
         return self._step.forward(input_ids, positions, metadata, caches, threads, self.profile)
 
@@ -73,11 +73,12 @@ class NativeForward:
         """As `Decoder.compute_logits`, but float32 [R, V]."""
         return self._step.logits(hidden, torch.get_num_threads(), self.profile)
 
-    def _plain(self, kv_cache: "KVTensors") -> Sequence[LayerKV] | None:
-        """The caches if they are of bfloat16, in the same object for the same cache."""
-        if self._known is None or self._known[0] is not kv_cache:
-            self._known = (kv_cache, plain_caches(kv_cache))
-        return self._known[1]
+    def _addresses_of(self, kv_cache: "KVTensors") -> CacheAddresses | None:
+        """Where the caches are, if all are of bfloat16; looked up once for the same caches."""
+        if self._addresses is None or not self._addresses.are_of(kv_cache):
+            plain = plain_caches(kv_cache)
+            self._addresses = None if plain is None else CacheAddresses(plain)
+        return self._addresses
 
 
 def make_native_forward(decoder: "Decoder") -> NativeForward | None:
@@ -114,6 +115,9 @@ def decoder_parts(decoder: "Decoder") -> DecoderParts:
     scale = torch.tensor(config.embedding_scale or 1.0, dtype=decoder.dtype)
     if config.head_dim > _MAX_HEAD_DIM:
         raise UnsupportedPartError(f"for heads of {config.head_dim} channels")
+    most_rotated = max((2 * len(frequencies) for frequencies, _ in decoder.frequencies), default=0)
+    if most_rotated > config.head_dim:  # compiled code would write behind a head
+        raise UnsupportedPartError(f"rotates {most_rotated} of {config.head_dim} channels")
     return DecoderParts(
         embedding=_table(decoder.embedding),
         positions=None

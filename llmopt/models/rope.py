@@ -26,8 +26,15 @@ class Rope:
     share: float = 1.0
 
     def num_channels(self, head_dim: int) -> int:
-        """The channels of a head that are rotated."""
-        return int(head_dim * self.share)
+        """The channels of a head that are rotated, in pairs. Raises ModelError for half a pair."""
+        num_channels = int(head_dim * self.share)
+        if num_channels % 2:
+            raise ModelError(
+                f"config.json rotates {num_channels} of the {head_dim} channels of a head, and they"
+                " are rotated in pairs",
+                "Fetch the model again.",
+            )
+        return num_channels
 
 
 def read_ropes(parts: Architecture, settings: Settings) -> tuple[Rope, ...]:
@@ -66,6 +73,11 @@ def _rope(
 ) -> Rope:
     theta = float(parameters.get("rope_theta") or default_theta)
     share = parameters.get("partial_rotary_factor") or settings.get("partial_rotary_factor") or 1.0
+    if not 0 < float(share) <= 1:
+        raise ModelError(
+            f"config.json has the partial_rotary_factor {share}",
+            "Rotary positions turn more than 0 and at most 1 of a head: fetch the model again.",
+        )
     stated = parameters.get("rope_type") or parameters.get("type") or "default"
     rope_type = parts.rope_types.get(stated, stated)
     if rope_type not in SUPPORTED_ROPE_TYPES:

@@ -11,7 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from llmopt.errors import CheckpointError, ModelError
+from llmopt.errors import CheckpointError, ModelError, UsageError
 from llmopt.formats.gguf import GgufCheckpoint
 from llmopt.formats.gguf_header import GgufError
 from llmopt.models.gguf_tokenizer import build_tokenizer
@@ -94,17 +94,27 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of a conversation, by default up to where the model's answer begins.
 
-        messages: {"role": ..., "content": ...} each. Raises ModelError without a chat template.
+        messages: {"role": ..., "content": ...} each. Raises ModelError without a chat template, and
+        UsageError where the template refuses the conversation.
         """
+        from jinja2 import TemplateError
+
         if not self.has_chat_template:
             raise ModelError(
                 "this model has no chat template", "Give a plain prompt, or use a chat model."
             )
-        ids: list[int] = self._tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            add_generation_prompt=add_generation_prompt,
-            return_dict=False,
-        )
+        try:
+            ids: list[int] = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                add_generation_prompt=add_generation_prompt,
+                return_dict=False,
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise UsageError(
+                f"the model's chat template refuses a conversation of {roles} ({error})",
+                "Many templates take no system prompt, or want user and assistant in turn.",
+            ) from error
         return ids
 
 

@@ -135,12 +135,7 @@ def _check(target: Decoder, base: Decoder, windows: EvaluationWindows) -> None:
             "one window gives no confidence interval",
             "Choose at least 2 windows, or a longer text.",
         )
-    limit = min(target.config.max_model_len, base.config.max_model_len)
-    if windows.max_tokens > limit:
-        raise UsageError(
-            f"the model reads at most {limit} tokens, and the windows have {windows.max_tokens}",
-            f"Choose a window of at most {limit} tokens.",
-        )
+    windows.check_length(min(target.config.max_model_len, base.config.max_model_len))
 
 
 def _score_target(

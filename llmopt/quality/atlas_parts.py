@@ -60,17 +60,19 @@ class Transplant:
     """The base on one window, with any one part of the target put into it.
 
     Holds the base's hidden states at the input of every block and behind the last: L + 1 tensors
-    [n, C] for L blocks. Putting in a part of block b then costs the L - b blocks from there on.
+    [n, C] for L blocks. Putting in a part of block b then costs the L - b blocks from there on. A
+    last token beyond the models' limit is not read.
     """
 
     def __init__(self, target: Decoder, base: Decoder, window: Window) -> None:
-        num_tokens = len(window.token_ids)
+        limit = min(target.config.max_model_len, base.config.max_model_len)
         self.target = target
         self.base = base
         self.num_scored = window.num_scored
-        self.token_ids = window.token_ids.to(base.device)
-        self.positions = torch.arange(num_tokens, device=base.device)
-        self.metadata = AttentionMetadata.dense([num_tokens])
+        self.last = len(window.token_ids) - 1
+        self.token_ids = window.token_ids[:limit].to(base.device)
+        self.positions = torch.arange(len(self.token_ids), device=base.device)
+        self.metadata = AttentionMetadata.dense([len(self.token_ids)])
         with torch.inference_mode():
             self.rotary = base.rotary(self.positions)
             self.target_rotary = target.rotary(self.positions)
@@ -122,8 +124,7 @@ class Transplant:
         """Logits of the rows of `hidden` [n, C] that have a scored token next."""
         norm_of = self.target if part.kind == "final norm" else self.base
         head_of = self.target if part.kind == "head" else self.base
-        num_tokens = len(hidden)
-        scored = hidden[num_tokens - 1 - self.num_scored : num_tokens - 1]
+        scored = hidden[self.last - self.num_scored : self.last]
         cap = self.base.config.logit_soft_cap
         for rows in torch.split(scored, rows_per_chunk(self.base.config.vocab_size)):
             with torch.inference_mode():

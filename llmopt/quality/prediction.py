@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmopt.errors import ModelError, UsageError
+from llmopt.errors import ModelError
 from llmopt.quality.options import QualityOptions
 from llmopt.quality.perplexity import Perplexity, perplexity
 from llmopt.quality.scores import OnWindow
@@ -46,12 +46,7 @@ def measure_prediction(
     `on_window` hears of each finished window. Raises UsageError for windows longer than the source
     reads, ModelError for NaN or infinite logits and for a perplexity beyond all numbers.
     """
-    if windows.max_tokens > source.max_tokens:
-        raise UsageError(
-            f"the model reads at most {source.max_tokens} tokens, and the windows have "
-            f"{windows.max_tokens}",
-            f"Choose a window of at most {source.max_tokens} tokens.",
-        )
+    windows.check_length(source.max_tokens)
     nll_sums = np.zeros(len(windows.windows))
     for index, window in enumerate(windows.windows):
         nll_sums[index] = _nll(source, window)

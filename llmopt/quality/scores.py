@@ -85,12 +85,7 @@ def _check_sources(target: LogitSource, base: LogitSource, windows: EvaluationWi
             f"{base.vocab_size}",
             "Compare a model with the one that it was made from.",
         )
-    limit = min(target.max_tokens, base.max_tokens)
-    if windows.max_tokens > limit:
-        raise UsageError(
-            f"the model reads at most {limit} tokens, and the windows have {windows.max_tokens}",
-            f"Choose a window of at most {limit} tokens.",
-        )
+    windows.check_length(min(target.max_tokens, base.max_tokens))
 
 
 def _score_window(target: LogitSource, base: LogitSource, window: Window) -> TokenStatistics:

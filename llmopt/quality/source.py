@@ -34,7 +34,7 @@ class LogitSource(Protocol):
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of the longest window that it can read."""
+        """Tokens that it can read in front of the last one of a window."""
 
     def chunks(self, window: Window) -> Iterator[Tensor]:
         """Logits [<= rows_per_chunk(V), V] that sum up to `window.num_scored` rows, in order."""
@@ -77,15 +77,19 @@ class ModelLogits:
         return self.model.config.max_model_len
 
     def chunks(self, window: Window) -> Iterator[Tensor]:
-        """Logits of the rows that have a scored token next; the head runs on those alone."""
-        num_tokens = len(window.token_ids)
+        """Logits of the rows that have a scored token next; the head runs on those alone.
+
+        A last token beyond the model's limit is not read.
+        """
+        read = window.token_ids[: self.max_tokens].to(self.model.device)
         with torch.inference_mode():
             hidden = self.model.forward(
-                window.token_ids.to(self.model.device),
-                torch.arange(num_tokens, device=self.model.device),
-                AttentionMetadata.dense([num_tokens]),
-            )  # [n, C]
-        scored = hidden[num_tokens - 1 - window.num_scored : num_tokens - 1]
+                read,
+                torch.arange(len(read), device=self.model.device),
+                AttentionMetadata.dense([len(read)]),
+            )  # [n, C], or one row less
+        last = len(window.token_ids) - 1
+        scored = hidden[last - window.num_scored : last]
         for rows in torch.split(scored, rows_per_chunk(self.vocab_size)):
             with torch.inference_mode():
                 logits = self.model.compute_logits(rows)

@@ -11,12 +11,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from llmopt.errors import UsageError
+
 ProtocolName = Literal["windows", "paper", "llama.cpp", "rolling"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """Tokens that a model reads at once. The last `num_scored` are scored, the others context."""
+    """Tokens that a model reads at once. The last `num_scored` are scored, the others context.
+
+    Nothing follows the last one, so that a model need not read it.
+    """
 
     token_ids: Tensor  # int64 [n], n >= 2
     num_scored: int  # from 1 to n - 1
@@ -49,8 +54,19 @@ class EvaluationWindows:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of the longest window: what a model must be able to read at once."""
+        """Tokens of the longest window."""
         return max(len(window.token_ids) for window in self.windows)
+
+    def check_length(self, limit: int) -> None:
+        """Raise UsageError unless a model that reads at most `limit` tokens at once can read every
+        window up to its last token.
+        """
+        num_read = self.max_tokens - 1
+        if num_read > limit:
+            raise UsageError(
+                f"the model reads at most {limit} tokens at once, and the windows need {num_read}",
+                f"Choose a window of at most {limit} tokens.",
+            )
 
     def has_tokens_of(self, other: "EvaluationWindows") -> bool:
         """Whether both score the same tokens in the same context."""

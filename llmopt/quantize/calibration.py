@@ -50,7 +50,7 @@ class ChatEncoder(Encoder, Protocol):
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
     ) -> list[int]:
-        """Return the token ids of a conversation."""
+        """Return the token ids of a conversation. `UsageError` if the template refuses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def pack_corpus(
     None takes every window that fits. A streamed corpus is read until there are tokens enough.
 
     Raises `UsageError` when sizes are not positive, the text has too few tokens, or a conversation
-    meets a model without a chat template.
+    meets a model without a chat template, or a template that refuses it.
     """
     _check_sizes(num_samples, sample_tokens)
     if corpus.streamed and num_samples is None:

@@ -74,7 +74,9 @@ def open_corpus(source: str) -> Corpus:
 
 
 def text_corpus(path: Path) -> Corpus:
-    """A text file as one document. Raises `UsageError` unless it can be read as UTF-8."""
+    """A text file as one document. Raises `UsageError` unless it can be read as UTF-8, with or
+    without a byte order mark.
+    """
     return Corpus(path.name, [Document(_read(path, "Give a plain text file in UTF-8."))])
 
 
@@ -204,6 +206,6 @@ def _datasets() -> Any:
 
 def _read(path: Path, remedy: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UsageError(f"the calibration text {path} cannot be read ({error})", remedy) from error

@@ -128,6 +128,16 @@ def _check_head(job: Job, config: ModelConfig) -> None:
         )
 
 
+def check_window(config: ModelConfig, calibration: CalibrationData) -> None:
+    """Raise `UsageError` if the calibration windows are longer than what the model reads."""
+    if calibration.sample_tokens > config.max_model_len:
+        raise UsageError(
+            f"the model reads at most {config.max_model_len} tokens, and the calibration samples "
+            f"have {calibration.sample_tokens}",
+            f"Ask for samples of at most {config.max_model_len} tokens.",
+        )
+
+
 def check_calibration(jobs: Iterable[Job], calibration: CalibrationData | None) -> None:
     """Raise `UsageError` if a job needs calibration data and there is none."""
     for job in jobs:

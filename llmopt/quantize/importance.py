@@ -13,6 +13,7 @@ from llmopt.models.gguf_export import GgufExport
 from llmopt.models.loader import ModelLoader
 from llmopt.quantize.block_stream import BlockStream
 from llmopt.quantize.calibration import CalibrationData
+from llmopt.quantize.checks import check_window
 from llmopt.quantize.layout import block_modules
 from llmopt.quantize.statistics import Wanted, gather
 
@@ -21,11 +22,13 @@ def importance_matrix(model: Path, calibration: CalibrationData) -> dict[str, Te
     """Return the mean squared input of each column, float32 [K], of every linear layer in the
     decoder blocks, by the name of its tensor in a GGUF file.
 
-    Raises what opening the model raises, `ModelError` for one that has no GGUF names, and
-    `QuantizationError` for inputs that are not finite.
+    Raises what opening the model raises, `ModelError` for one that has no GGUF names, `UsageError`
+    for windows that are longer than what it reads, and `QuantizationError` for inputs that are not
+    finite.
     """
     reader = CheckpointReader(model)
     loader = ModelLoader(reader, dtype="float32")
+    check_window(loader.config, calibration)
     architecture = GgufExport(reader.config).architecture
     stream = BlockStream(loader, calibration.num_samples, calibration.sample_tokens)
     hidden = stream.embed(calibration.tokens)

@@ -13,6 +13,7 @@ from llmopt.errors import CheckpointError, QuantizationError
 from llmopt.formats.checkpoint import CheckpointReader
 from llmopt.formats.overrides import LM_HEAD
 from llmopt.formats.quantized import QuantSpec
+from llmopt.formats.weights import quantization_config
 from llmopt.models.config import ModelConfig
 from llmopt.models.loader import split_rows
 from llmopt.models.module_names import ModuleNames
@@ -111,9 +112,12 @@ def head_modules(config: ModelConfig) -> LinearModules:
 
 
 def check_source(reader: CheckpointReader) -> None:
-    """Raise `QuantizationError` if this checkpoint is quantized already."""
-    if "quantization_config" in reader.config:
-        method = reader.config["quantization_config"].get("quant_method", "an unknown method")
+    """Raise `QuantizationError` if this checkpoint is quantized already, and `CheckpointError` if
+    its config is malformed.
+    """
+    config = quantization_config(reader.config)
+    if config is not None:
+        method = config.get("quant_method", "an unknown method")
         raise QuantizationError(
             f"{reader.path} is quantized already ({method})",
             "Quantize the original model instead.",
@@ -121,9 +125,7 @@ def check_source(reader: CheckpointReader) -> None:
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shapes that a model's tensors have by its config, but for biases and the norms
-    of heads.
-    """
+    """Return the shapes that a model's tensors have by its config, but for biases."""
     hidden, names = config.hidden_size, config.names
     shapes: dict[str, tuple[int, ...]] = {
         f"{names.embedding}.weight": (config.vocab_size, hidden),
@@ -137,9 +139,16 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, hidden)
     widths = layer_widths(config)
+    extra_norms: dict[str, int] = {}
+    if config.head_norms:
+        extra_norms |= dict.fromkeys((names.query_norm, names.key_norm), config.head_dim)
+    if config.branch_norms:
+        extra_norms |= dict.fromkeys((names.attention_branch_norm, names.mlp_branch_norm), hidden)
     for block in range(config.num_layers):
         for place in (Place.QKV, Place.GATE_UP):
             shapes[norm_name(block, place, names)] = (hidden,)
+        for norm, size in extra_norms.items():
+            shapes[f"{names.block(block)}{norm}.weight"] = (size,)
         for place, modules in zip(Place, block_modules(config, block), strict=True):
             for name, rows in zip(modules.parts, modules.part_rows, strict=True):
                 shapes[f"{name}.weight"] = (rows, widths[place])

@@ -19,7 +19,13 @@ from llmopt.quantize.awq_blocks import choose_sample
 from llmopt.quantize.block_stream import CHUNK_TOKENS, BlockStream
 from llmopt.quantize.block_task import BlockQuantizer
 from llmopt.quantize.block_work import BlockWork, JobWork, SourceStream
-from llmopt.quantize.checks import CheckedJob, SourceFacts, check_calibration, check_jobs
+from llmopt.quantize.checks import (
+    CheckedJob,
+    SourceFacts,
+    check_calibration,
+    check_jobs,
+    check_window,
+)
 from llmopt.quantize.disk import journal_bytes
 from llmopt.quantize.gguf_job import GgufPlan, GgufQuantizer, check_tokenizer
 from llmopt.quantize.identity import RunInputs, calibration_hash, source_hash
@@ -130,6 +136,8 @@ def set_up(source: Path, jobs: Sequence[Job], run: RunOptions, observer: Quantiz
         if job.scheme.mix is not None:
             check_tokenizer(reader, job.gguf_pre)
     loader = ModelLoader(reader, dtype="float32", device=run.device)
+    if run.calibration is not None:
+        check_window(loader.config, run.calibration)
     observer.stage_started("hash the source")
     inputs = RunInputs(reader, source_hash(reader), run.calibration, run.device)
     return Setup(loader, checked, inputs, run.cache)

@@ -12,6 +12,7 @@ from llmopt.recipe.loads import Lengths, Load, LoadKind, Workload
 from llmopt.recipe.schema import Recipe
 
 MIN_RUNS = 3  # fewer have no interval
+MIN_REQUESTS_PER_SLOT = 4  # of a search: a queue that grows outgrows the requests in service
 RATED: tuple[LoadKind, ...] = ("constant", "poisson", "gamma", "ramp")
 
 # fields that only some kinds have, and whether those need them
@@ -141,6 +142,14 @@ def _size_problems(path: Path, load: Load) -> Iterator[Problem]:
         )
     if load.is_searched and load.num_requests is None:
         yield Problem(path, "a search for the rate needs num_requests", "Add it, such as 100.")
+    fewest = MIN_REQUESTS_PER_SLOT * load.concurrency
+    if load.is_searched and load.num_requests and load.num_requests < fewest:
+        yield Problem(
+            (*path, "num_requests"),
+            f"{load.num_requests} requests, {load.concurrency} served at a time, show no queue that"
+            " grows, which a search for the rate must see",
+            f"Ask for at least {fewest} requests.",
+        )
     if load.kind == "closed" and load.num_requests and load.num_requests < load.concurrency:
         yield Problem(
             (*path, "num_requests"),

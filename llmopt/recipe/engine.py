@@ -63,6 +63,11 @@ class EngineSettings:
     async_scheduling: Literal["auto", "on", "off"] | None = None
     activations: Activations | None = None
 
+    @property
+    def changes_cache(self) -> bool:
+        """Whether tokens are kept in other bytes than the model's, or not all of them."""
+        return self.kv_dtype not in (None, "auto") or self.attention_window is not None
+
     def given(self) -> dict[str, Any]:
         """The settings of the engine itself that are not absent, but for speculation; activations
         are the model's.

@@ -76,8 +76,8 @@ class Summary:
     icl_ms: Percentiles | None = None  # gaps between stream events, whatever they hold
     client_lag_ms: Percentiles | None = None  # sent - scheduled
     input_throughput: float | None = None  # prompt tokens per second
-    output_throughput_ci: Interval | None = None  # 95 %, of the median over runs
-    tpot_p50_ci: Interval | None = None  # ms; of the median over runs, or within a single run
+    output_throughput_ci: Interval | None = None  # 95 %, of the mean over runs (Student's t)
+    tpot_p50_ci: Interval | None = None  # ms; of the mean of the runs' medians; of a single run's
     steady: SteadySummary | None = None
     goodput: Goodput | None = None  # None: no SLO
     error_share: float | None = None  # of all requests

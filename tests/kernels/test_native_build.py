@@ -3,7 +3,9 @@
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -124,6 +126,33 @@ def test_without_a_compiler_one_line_says_so_and_torch_is_used(tmp_path, monkeyp
     assert len(lines) == 1
     assert "nothing-here" in lines[0]
     assert "LLMOPT_NATIVE=0" in lines[0]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_library_that_cannot_be_loaded_is_built_once_more(
+    tmp_path, sources, compiler, monkeypatch, capsys, times
+):
+    """Such as one that a machine which stopped left half written; `times` it cannot be loaded."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.delenv("LLMOPT_NATIVE", raising=False)
+    monkeypatch.setattr(native, "build_library", partial(build_library, sources=sources))
+    build_library(cache, str(compiler), sources).write_text("half")
+    loaded: list[str] = []
+
+    def load(path: str) -> SimpleNamespace:
+        loaded.append(Path(path).read_text())
+        if len(loaded) <= times:
+            raise OSError("file too short")
+        return SimpleNamespace(llmopt_best_instruction_set=lambda: 1)
+
+    monkeypatch.setattr(native.ctypes, "CDLL", load)
+    found = native.native_library(cache)
+    assert len(loaded) == 2
+    assert (loaded[0], loaded[1][:7]) == ("half", "-shared")
+    said = capsys.readouterr().err
+    assert "compiling the CPU kernels" in said
+    assert ("file too short" in said) == (found is None) == (times == 2)
 
 
 def test_turned_off_nothing_is_built_and_nothing_said(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,8 @@
 """The compiled forward pass against its reference, with every instruction set of this machine."""
 
+import weakref
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +11,8 @@ from tolerances import assert_close
 
 from llmopt_kernels.bf16_gemv.native import view_rows
 from llmopt_kernels.native.library import INSTRUCTION_SETS, NativeLibrary, native_library
-from llmopt_kernels.native.linear_weight import NativeWeight
-from llmopt_kernels.native_step.native import NativeStep, StepProfile
+from llmopt_kernels.native.linear_weight import NativeWeight, multiply
+from llmopt_kernels.native_step.native import CacheAddresses, NativeStep, StepProfile
 from llmopt_kernels.native_step.parts import DecoderParts, LayerParts, NormPart
 from llmopt_kernels.native_step.reference import forward_reference, logits_reference
 from llmopt_kernels.native_step.structs import OPERATIONS
@@ -175,7 +177,10 @@ def assert_same_step(library: NativeLibrary, shape: Shape, case: BatchCase) -> N
     caches = make_caches(shape, batch.num_blocks, case.block_size) if case.cached else None
     expected_caches = None if caches is None else copies(caches)
     step = NativeStep(library, parts)
-    hidden = step.forward(batch.token_ids, batch.positions, batch.metadata, caches, num_threads=2)
+    addresses = None if caches is None else CacheAddresses(caches)
+    hidden = step.forward(
+        batch.token_ids, batch.positions, batch.metadata, addresses, num_threads=2
+    )
     expected = forward_reference(
         parts, batch.token_ids, batch.positions, batch.metadata, expected_caches
     )
@@ -237,7 +242,9 @@ def test_what_is_hidden_may_be_anything(library):
             for cache in (key, value):
                 cache[tables[0, :8].long()] = garbage
         results.append(
-            step.forward(batch.token_ids, batch.positions, batch.metadata, caches, num_threads=1)
+            step.forward(
+                batch.token_ids, batch.positions, batch.metadata, CacheAddresses(caches), 1
+            )
         )
     assert torch.isfinite(results[0]).all()
     assert torch.equal(*results)
@@ -250,8 +257,9 @@ def test_threads_and_other_requests_change_nothing(library):
     caches = make_caches(shape, batch.num_blocks, MIXED.block_size)
 
     def run(num_threads: int) -> torch.Tensor:
+        own = copies(caches)
         return step.forward(
-            batch.token_ids, batch.positions, batch.metadata, copies(caches), num_threads
+            batch.token_ids, batch.positions, batch.metadata, CacheAddresses(own), num_threads
         )
 
     together = run(1)
@@ -265,8 +273,9 @@ def test_threads_and_other_requests_change_nothing(library):
         block_tables=batch.metadata.block_tables[1:2],
         block_size=MIXED.block_size,
     )
+    own = copies(caches)
     rows = step.forward(
-        batch.token_ids[first:8], batch.positions[first:8], alone, copies(caches), num_threads=2
+        batch.token_ids[first:8], batch.positions[first:8], alone, CacheAddresses(own), 2
     )
     assert torch.equal(rows, together[first:8])
 
@@ -279,7 +288,7 @@ def test_a_number_that_is_none_reaches_the_logits(library):
     token_ids = torch.tensor([3, 1, 4, 5])
     caches = make_caches(CASES["llama"], batch.num_blocks, case.block_size)
     hidden = NativeStep(library, parts).forward(
-        token_ids, batch.positions, batch.metadata, caches, num_threads=1
+        token_ids, batch.positions, batch.metadata, CacheAddresses(caches), num_threads=1
     )
     assert torch.isfinite(hidden).all(dim=1).tolist() == [False, False, True, True]
 
@@ -288,9 +297,10 @@ def test_tokens_outside_the_vocabulary_are_caught(library):
     batch = build_batch(BatchCase(query_lens=(1,), seq_lens=(1,)), VOCAB)
     step = NativeStep(library, make_parts(CASES["llama"]))
     caches = make_caches(CASES["llama"], batch.num_blocks, 16)
+    addresses = CacheAddresses(caches)
     for bad in (-1, VOCAB):
         with pytest.raises(AssertionError, match="tables"):
-            step.forward(torch.tensor([bad]), batch.positions, batch.metadata, caches, 1)
+            step.forward(torch.tensor([bad]), batch.positions, batch.metadata, addresses, 1)
 
 
 def test_an_empty_batch_is_none(library):
@@ -300,11 +310,49 @@ def test_an_empty_batch_is_none(library):
     assert step.logits(torch.empty(0, 64), 1).shape == (0, VOCAB)
 
 
+def test_the_addresses_of_caches_are_theirs_and_do_not_keep_them():
+    caches = make_caches(CASES["llama"], 2, 16)
+    addresses = CacheAddresses(caches)
+    assert addresses.are_of(caches)
+    assert addresses.are_of(tuple(caches))
+    (key, value), *rest = caches
+    for others in (rest, [(value, key), *rest], [*caches, (key, value)], copies(caches)):
+        assert not addresses.are_of(others)
+    seen = weakref.ref(key)
+    del caches, key, value, rest, others
+    assert seen() is None
+    assert not addresses.are_of(make_caches(CASES["llama"], 2, 16))  # where those were, may be
+
+
+def test_results_are_float32_whatever_torch_makes_by_default():
+    """The compiled functions are left out: they would write behind the end of anything smaller."""
+    functions = SimpleNamespace(
+        llmopt_step_forward=lambda *_: 0,
+        llmopt_step_logits=lambda *_: 0,
+        llmopt_linear=lambda *_: 0,
+    )
+    nothing = NativeLibrary(functions, 0)
+    parts, batch = make_parts(CASES["llama"]), build_batch(replace(MIXED, cached=False), VOCAB)
+    step = NativeStep(nothing, parts)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            hidden = step.forward(batch.token_ids, batch.positions, batch.metadata, None, 1)
+            logits = step.logits(hidden, 1)
+            product = multiply(nothing, parts.lm_head[0], hidden, 1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for made in (hidden, logits, product):
+        assert made.dtype is torch.float32
+        assert made.device.type == "cpu"
+
+
 def test_the_profile_counts_every_operation(library):
     batch = build_batch(MIXED, VOCAB)
     step, profile = NativeStep(library, make_parts(CASES["llama"])), StepProfile()
     caches = make_caches(CASES["llama"], batch.num_blocks, MIXED.block_size)
-    hidden = step.forward(batch.token_ids, batch.positions, batch.metadata, caches, 2, profile)
+    addresses = CacheAddresses(caches)
+    hidden = step.forward(batch.token_ids, batch.positions, batch.metadata, addresses, 2, profile)
     assert profile.seconds["output head"] == 0
     step.logits(hidden, 2, profile)
     assert tuple(profile.seconds) == OPERATIONS

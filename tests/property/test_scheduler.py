@@ -9,13 +9,14 @@ after it. Prompts are pieces of one text, so that prefixes meet.
 
 import random
 from collections import Counter
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import Any
 from zlib import crc32
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -296,7 +297,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def run_step(
         self, aborted: str | None = None, drafts: dict[str, tuple[int, ...]] | None = None
     ) -> None:
+        without_drafts = deepcopy(self.scheduler).schedule() if drafts else None
         output = self.scheduler.schedule(drafts)
+        if without_drafts is not None:
+            assert output.counts.num_preemptions <= without_drafts.counts.num_preemptions
         for item in output.scheduled:
             draft = (drafts or {}).get(item.request.request_id, ())
             assert item.draft_token_ids == draft[: len(item.draft_token_ids)]
@@ -373,6 +377,41 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 8), min_size=2, max_size=6),
+    block_size=st.integers(1, 4),
+    num_blocks=st.integers(0, 8),
+    draft_length=st.integers(1, 8),
+)
+def test_drafts_preempt_nobody(
+    lengths: list[int], block_size: int, num_blocks: int, draft_length: int
+) -> None:
+    """Each step is held against the same one without drafts (`run_step`), in a pool that has
+    `num_blocks` more than one request fills.
+    """
+    machine = SchedulerMachine()
+    machine.start(
+        [FULL],
+        "fcfs",
+        block_size=block_size,
+        budget=64,
+        chunk=None,
+        max_num_seqs=6,
+        num_blocks=[-(-MAX_MODEL_LEN // block_size) + num_blocks],
+        num_host_blocks=(),
+        prefix_caching=False,
+        hash_function=hash_block,
+    )
+    for length in lengths:
+        machine.add_samples(
+            make_spec(0, length, [2], max_tokens=20, ignore_eos=True, priority=0, salt="", n=1)
+        )
+    for _ in range(20):
+        machine.run_step(drafts=dict.fromkeys(machine.requests, (9,) * draft_length))
+    machine.finish()
 
 
 CONFIGURATIONS: dict[str, tuple[list[LayerGroup], PolicyName]] = {

@@ -102,6 +102,8 @@ def _compile(compiler: str, sources: Path, library: Path) -> None:
             objects = list(pool.map(compile_one, sorted(sources.glob("*.cpp"))))
         linked = Path(scratch) / library.name
         _run([compiler, "-shared", "-fopenmp", *objects, "-o", str(linked)])
+        with linked.open("rb") as file:
+            os.fsync(file.fileno())  # before its name is there, also for a machine that stops
         os.replace(linked, library)
 
 

@@ -46,8 +46,7 @@ def native_library(directory: Path) -> NativeLibrary | None:
 @cache
 def _load(directory: Path) -> NativeLibrary | None:
     try:
-        library = build_library(directory, find_compiler(), on_compile=_say_compiling)
-        handle = ctypes.CDLL(str(library))
+        handle = _open(directory)
     except (BuildError, OSError) as error:
         print(
             f"llmopt: no compiled CPU kernels, torch's are used: {error}. Install g++ or set CXX "
@@ -58,6 +57,17 @@ def _load(directory: Path) -> NativeLibrary | None:
     best = handle.llmopt_best_instruction_set
     best.restype = ctypes.c_int32
     return NativeLibrary(handle, best())
+
+
+def _open(directory: Path) -> ctypes.CDLL:
+    """The library, built a second time where what is there cannot be loaded."""
+    compiler = find_compiler()
+    library = build_library(directory, compiler, on_compile=_say_compiling)
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError:
+        library.unlink(missing_ok=True)
+    return ctypes.CDLL(str(build_library(directory, compiler, on_compile=_say_compiling)))
 
 
 def _say_compiling() -> None:

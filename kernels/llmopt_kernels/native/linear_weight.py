@@ -115,7 +115,7 @@ def multiply(
     rows, columns = weight.shape
     assert x.shape[1] == columns, "one input per column of the weight"
     x = x.contiguous()
-    out = torch.empty(len(x), rows, dtype=x.dtype)
+    out = torch.empty(len(x), rows, dtype=x.dtype, device="cpu")
     if len(x):
         library.handle.llmopt_linear(
             library.instruction_set,

@@ -5,6 +5,7 @@ and values; its result does not depend on the number of threads.
 """
 
 import ctypes
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,24 @@ from llmopt_kernels.native_step.structs import (
 from llmopt_kernels.paged_attention import AttentionMetadata
 
 LayerKV = tuple[torch.Tensor, torch.Tensor]  # bfloat16 [N, S, KH, D]
+
+
+class CacheAddresses:
+    """Where the caches of all layers are. It keeps none of them alive: whoever passes it to a step
+    holds them.
+    """
+
+    def __init__(self, caches: Sequence[LayerKV]) -> None:
+        self._caches = [(weakref.ref(key), weakref.ref(value)) for key, value in caches]
+        self.keys = _addresses([key for key, _ in caches])
+        self.values = _addresses([value for _, value in caches])
+
+    def are_of(self, caches: Sequence[tuple[object, object]]) -> bool:
+        """Whether these are the same caches, and not others where those were."""
+        return len(caches) == len(self._caches) and all(
+            known_key() is key and known_value() is value
+            for (known_key, known_value), (key, value) in zip(self._caches, caches, strict=True)
+        )
 
 
 class StepProfile:
@@ -48,7 +67,6 @@ class NativeStep:
         self._library = library
         self._memory = Memory()
         self._model = model_struct(parts, self._memory)
-        self._caches: _CacheAddresses | None = None
         self._all_in_one_group = integers([0] * self._model.num_layers)
 
     def forward(
@@ -56,7 +74,7 @@ class NativeStep:
         token_ids: torch.Tensor,
         positions: torch.Tensor,
         metadata: AttentionMetadata,
-        caches: Sequence[LayerKV] | None,
+        caches: CacheAddresses | None,
         num_threads: int,
         profile: StepProfile | None = None,
     ) -> torch.Tensor:
@@ -65,7 +83,7 @@ class NativeStep:
         token_ids, positions: int64 [T]. Stores the new keys and values in `caches`, if there are
         any.
         """
-        hidden = torch.empty(len(token_ids), self._model.hidden_size)
+        hidden = _floats(len(token_ids), self._model.hidden_size)
         if not len(token_ids):
             return hidden
         memory = Memory()
@@ -86,7 +104,7 @@ class NativeStep:
     ) -> torch.Tensor:
         """Logits float32 [R, V] of rows [R, C] of `forward`."""
         hidden = hidden.float().contiguous()
-        logits = torch.empty(len(hidden), self._model.lm_head.out_features)
+        logits = _floats(len(hidden), self._model.lm_head.out_features)
         if len(hidden):
             self._library.handle.llmopt_step_logits(
                 self._library.instruction_set,
@@ -104,7 +122,7 @@ class NativeStep:
         token_ids: torch.Tensor,
         positions: torch.Tensor,
         metadata: AttentionMetadata,
-        caches: Sequence[LayerKV] | None,
+        caches: CacheAddresses | None,
         memory: Memory,
     ) -> BatchStruct:
         batch = BatchStruct(
@@ -116,9 +134,7 @@ class NativeStep:
             num_requests=len(metadata.query_lens),
         )
         if caches is not None:
-            if self._caches is None or self._caches.caches is not caches:
-                self._caches = _CacheAddresses(caches)
-            batch.keys, batch.values = self._caches.keys, self._caches.values
+            batch.keys, batch.values = memory.array(caches.keys), memory.array(caches.values)
             groups, of_layer = [metadata], self._all_in_one_group
             if metadata.per_layer:
                 groups, of_layer = _distinct(metadata.per_layer)
@@ -128,18 +144,14 @@ class NativeStep:
         return batch
 
 
-class _CacheAddresses:
-    """Where the caches of all layers are."""
+def _floats(rows: int, columns: int) -> torch.Tensor:
+    """What compiled code writes, whatever torch's defaults are."""
+    return torch.empty(rows, columns, dtype=torch.float32, device="cpu")
 
-    def __init__(self, caches: Sequence[LayerKV]) -> None:
-        self.caches = caches
-        self._memory = Memory()
-        self.keys = self._addresses([key for key, _ in caches])
-        self.values = self._addresses([value for _, value in caches])
 
-    def _addresses(self, tensors: Sequence[torch.Tensor]) -> int:
-        addresses = [self._memory.tensor(tensor) for tensor in tensors]
-        return self._memory.array((ctypes.c_void_p * len(addresses))(*addresses))
+def _addresses(tensors: Sequence[torch.Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
+    assert all(map(torch.Tensor.is_contiguous, tensors)), "compiled code reads whole blocks"
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 def _distinct(

@@ -229,7 +229,7 @@ class DraftModel:
         hidden = model.forward(batch.input_ids, batch.positions, batch.metadata, self._kv.layers)
         if not items[0].samples:
             return None
-        logits = model.compute_logits(hidden[batch.logits_indices])[:, : self._vocab_size]
+        logits = model.compute_sampling_logits(hidden[batch.logits_indices])[:, : self._vocab_size]
         missing = self._vocab_size - logits.shape[1]
         if missing:
             logits = torch.nn.functional.pad(logits, (0, missing), value=-torch.inf)

@@ -82,7 +82,7 @@ class Speculator:
         only_decodes = True
         for item in output.scheduled:
             token_ids = next(results) if item.samples else ()
-            if item.num_known_tokens > 1 or not item.samples:
+            if item.num_known_tokens > 1 or not token_ids:
                 only_decodes = False
                 continue
             num_drafted, num_taken = len(item.draft_token_ids), len(token_ids) - 1

@@ -44,14 +44,17 @@ class TransformersLogits:
         """Logits of the rows that have a scored token next.
 
         The head runs on those rows and the last one; all of them are held at once, since the model
-        is read in one call, whatever its architecture.
+        is read in one call, whatever its architecture. A last token beyond the model's limit is not
+        read.
         """
+        read = window.token_ids[: self.max_tokens]
+        num_unscored = len(read) - (len(window.token_ids) - 1)  # the last row, if it was read
         with torch.inference_mode():
             logits = self.model(
-                window.token_ids.unsqueeze(0).to(self.model.device),
+                read.unsqueeze(0).to(self.model.device),
                 use_cache=False,
-                logits_to_keep=window.num_scored + 1,
-            ).logits[0, :-1]  # [num_scored, V]
+                logits_to_keep=window.num_scored + num_unscored,
+            ).logits[0, : window.num_scored]  # [num_scored, V]
         yield from torch.split(logits, rows_per_chunk(self.vocab_size))
 
 

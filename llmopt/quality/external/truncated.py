@@ -59,7 +59,7 @@ class TruncatedSource(Protocol):
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of the longest window that it can read."""
+        """Tokens that it can read in front of the last one of a window."""
 
     def log_probs(self, window: Window) -> TruncatedLogProbs:
         """The `window.num_scored` positions of a window, in order."""
@@ -78,7 +78,7 @@ def score_truncated(
     The divergences in it are lower bounds. Raises UsageError (a window longer than one of them
     reads, another vocabulary), ModelError (NaN or infinite values) and what the source raises.
     """
-    _check_length(min(target.max_tokens, base.max_tokens), windows)
+    windows.check_length(min(target.max_tokens, base.max_tokens))
     statistics: list[TokenStatistics] = []
     for index, window in enumerate(windows.windows):
         statistics.append(_score_window(target, base, window))
@@ -93,14 +93,6 @@ def score_truncated(
         if until is not None and _is_reached(until, statistics):
             break
     return Scores(windows.first(len(statistics)), tuple(statistics))
-
-
-def _check_length(limit: int, windows: EvaluationWindows) -> None:
-    if windows.max_tokens > limit:
-        raise UsageError(
-            f"the model reads at most {limit} tokens, and the windows have {windows.max_tokens}",
-            f"Choose a window of at most {limit} tokens.",
-        )
 
 
 def _is_reached(goal: PrecisionGoal, statistics: list[TokenStatistics]) -> bool:

@@ -37,7 +37,9 @@ class ServerLogProbs:
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of the longest window that it can read: it generates one more."""
+        """Tokens that it can read in front of the last one of a window: it reads that one, too, and
+        generates one more.
+        """
         return self._max_tokens
 
     def log_probs(self, window: Window) -> TruncatedLogProbs:
@@ -78,7 +80,7 @@ def open_server(
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(base_url=root, headers=headers, timeout=_TIMEOUT_S) as client:
         name, max_model_len = _served_model(client, model)
-        yield ServerLogProbs(client, name, max_model_len - 1, top_k)
+        yield ServerLogProbs(client, name, max_model_len - 2, top_k)
 
 
 def _served_model(client: httpx.Client, wanted: str | None) -> tuple[str, int]:

@@ -22,7 +22,8 @@ OnItem = Callable[[int, int], None]  # (continuations done, continuations in all
 
 @dataclass(frozen=True, slots=True)
 class PairedPerplexity:
-    """Perplexity per target, exp(-mean log-likelihood over items), as LAMBADA is reported.
+    """Perplexity per target, exp(-mean log-likelihood over items), as LAMBADA is reported;
+    infinite where it is beyond all numbers.
 
     ratio_ci: of target / base, a bootstrap over items; None for a single item
     """
@@ -152,13 +153,20 @@ def _compare_perplexity(pairs: Sequence[ItemPair], confidence: float) -> PairedP
     interval = None
     if len(pairs) > 1:
         low, high = ratio_interval(base - target, np.ones(len(pairs)), confidence=confidence)
-        interval = (math.exp(low), math.exp(high))
+        interval = (_exp(low), _exp(high))
     return PairedPerplexity(
-        base=float(np.exp(-base.mean())),
-        target=float(np.exp(-target.mean())),
-        ratio=float(np.exp((base - target).mean())),
+        base=_exp(-base.mean()),
+        target=_exp(-target.mean()),
+        ratio=_exp((base - target).mean()),
         ratio_ci=interval,
     )
+
+
+def _exp(nats: float) -> float:
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
 
 
 class _Progress:

@@ -15,6 +15,7 @@ from llmopt import __version__
 from llmopt.errors import BackendError, CheckpointError
 from llmopt.formats.checkpoint import TOKENIZER_FILES, CheckpointReader
 from llmopt.formats.staging import output_errors
+from llmopt.formats.weights import quantization_config
 from llmopt.quantize.engines.engine import Engine
 from llmopt.quantize.engines.request import EngineRequest
 from llmopt.quantize.identity import calibration_hash, source_hash
@@ -63,12 +64,12 @@ def finish_output(
 def _open(engine: Engine, output: Path) -> CheckpointReader:
     try:
         reader = CheckpointReader(output)
-        config = reader.config
+        config = quantization_config(reader.config)
     except CheckpointError as error:
         raise BackendError(
             f"{engine.name} wrote no checkpoint that opens ({error.message})", _REMEDY
         ) from error
-    if "quantization_config" not in config:
+    if config is None:
         raise BackendError(f"{engine.name} wrote a checkpoint that is not quantized", _REMEDY)
     return reader
 

@@ -18,6 +18,7 @@ from llmopt.environment.process import LineCallback
 from llmopt.errors import BackendError, QuantizationError, UsageError
 from llmopt.formats.checkpoint import CheckpointReader
 from llmopt.formats.staging import check_writable, output_errors
+from llmopt.formats.weights import quantization_config
 from llmopt.quantize.engines.catalogue import find_engine
 from llmopt.quantize.engines.engine import Engine
 from llmopt.quantize.engines.job import OUTPUT_NAME, write_job
@@ -78,7 +79,7 @@ def check_request(engine: Engine, request: EngineRequest) -> int:
             )
         return request.model.stat().st_size
     reader = CheckpointReader(request.model)
-    if "quantization_config" in reader.config:
+    if quantization_config(reader.config) is not None:
         raise QuantizationError(
             f"{request.model} is quantized already", "Quantize the original model instead."
         )

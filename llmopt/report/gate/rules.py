@@ -69,8 +69,8 @@ class Rules:
     rules: tuple[Rule, ...]
 
 
-# Of a few requests a run the p95 is nearly the longest: that decides nothing, so a rule for a tail is
-# for recipes of hundreds of requests.
+# A rule for a tail is for recipes of hundreds of requests: of a few, the p95 is nearly the longest,
+# and that decides nothing.
 DEFAULT_RULES = Rules(
     (
         Rule("output_throughput", "5%"),

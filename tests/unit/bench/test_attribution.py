@@ -162,16 +162,17 @@ GROUPS = st.builds(
     groups=st.lists(GROUPS, min_size=1, max_size=4),
     stages=st.tuples(TIMES, TIMES, TIMES),
     wall_s=st.floats(0.001, 100),
-    is_gpu=st.booleans(),
+    device=st.sampled_from(["cpu", "cuda", "cuda:1"]),
 )
-def test_parts_are_never_negative_and_sum_to_the_wall_time(make, groups, stages, wall_s, is_gpu):
+def test_parts_are_never_negative_and_sum_to_the_wall_time(make, groups, stages, wall_s, device):
     stats = dict(zip(STAGES, stages, strict=True))
     for place, group in enumerate(groups, start=1):
         stats |= to_counters(place, 1, group)
-    ceilings = replace(CEILINGS, device="cuda" if is_gpu else "cpu")
+    ceilings = replace(CEILINGS, device=device)
     run = run_of(make, step_stats=stats, duration_s=wall_s)
     found = attribute_run(run, COST, ceilings, "bfloat16")
     assert all(part.seconds >= 0 for part in found.parts)
+    assert ("sampling" in {part.name for part in found.parts}) is (device == "cpu")
     assert sum(part.seconds for part in found.parts) == pytest.approx(wall_s)
     assert [p.name for p in found.parts] == [n for n in PARTS if n in {p.name for p in found.parts}]
     assert 0 <= found.waiting_s <= max(0.0, found.in_flight_s)

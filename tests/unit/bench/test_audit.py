@@ -101,6 +101,14 @@ def test_aiperf(audit):
     assert "Cancelled: too slow" in next(c.detail for c in found.checks if not c.passed)
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\u0085"])
+def test_a_line_of_json_ends_at_a_line_feed_only(audit, character):
+    lines = [json.dumps(aiperf_line(i), ensure_ascii=False) for i in range(300)]
+    error = {"code": 1, "type": "Odd", "message": f"a{character}b"}
+    lines[7] = json.dumps(aiperf_line(7, error=error, metrics={}), ensure_ascii=False)
+    assert failed(audit("\n".join(lines))) == {"requests-served"}
+
+
 @pytest.mark.parametrize(
     ("changes", "wrong"),
     [
@@ -128,6 +136,12 @@ def test_llama_bench(audit, changes, wrong):
         ("{", "not a whole JSON file"),
         ("[" * 100_000, "not a whole JSON file"),
         (json.dumps(vllm_file(itls=[[0.1]])), "looks like a file of vllm bench, but is not whole"),
+        (json.dumps(LLAMA_BENCH | {"avg_ts": None}), "a file of llama-bench, but is not whole"),
+        (
+            json.dumps(LLAMA_BENCH | {"samples_ts": [0, 0]}),
+            "a file of llama-bench, but is not whole",
+        ),
+        (json.dumps(LLAMA_BENCH | {"samples_ts": "?"}), "a file of llama-bench, but is not whole"),
         (json.dumps({"benchmarks": [{}]}), "looks like a file of GuideLLM, but is not whole"),
     ],
 )

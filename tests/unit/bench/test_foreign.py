@@ -5,21 +5,33 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
 from llmopt.backends.formats import CheckpointFacts
-from llmopt.bench import foreign, sweep
+from llmopt.bench import foreign, foreign_session, speed, sweep
 from llmopt.bench.foreign import runs_together
 from llmopt.bench.foreign_session import context_length
 from llmopt.bench.observer import SilentObserver
+from llmopt.bench.prepare import PreparedTarget
+from llmopt.bench.workload_spec import open_load
 from llmopt.data import read_text
-from llmopt.recipe.backends import BackendSpec
+from llmopt.recipe.backends import BackendSpec, backend_spec
+from llmopt.recipe.engine import EngineSettings
+from llmopt.recipe.loads import Workload
 from llmopt.recipe.schema import Base, Cell, Load, Recipe, Target, cells
 from llmopt.results.codec import to_json
-from llmopt.results.schema import CellResult, CostModel, ModelFacts
+from llmopt.results.schema import (
+    BackendFacts,
+    CellResult,
+    CostModel,
+    LoadSpec,
+    ModelFacts,
+    SearchRecord,
+)
 from llmopt.results.store import read_results
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
@@ -110,6 +122,7 @@ def test_a_server_is_a_row_beside_our_own(recipe, run, fake, tmp_path):
     assert facts.log_tail is None
     assert [run.cache_emptied for run in other.runs] == [True, True]
     assert all(run.startup_s > 0 and run.peak_memory_bytes > 1e6 for run in other.runs)
+    assert all(run.machine_before and run.machine_after for run in other.runs)
     assert other.model == replace(own.model, kernels=())
     assert other.cost == own.cost
     assert other.summary.mbu is None
@@ -222,8 +235,82 @@ def test_one_server_serves_all_runs_where_the_recipe_says_so(recipe, run, fake, 
     assert len(pids.read_text().split()) == 1
     assert own.error is other.error is None
     (serving,) = [check for check in other.validity if check.name == "serving"]
-    assert serving.detail == "servers: one for all runs; prefix cache: empty at each start"
+    assert serving.detail == "servers: one for all runs; prefix cache: emptied before each run"
     assert_no_orphans(pids)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_emptied", "num_started", "emptied"),
+    [
+        ({"keep": True}, False, 1, [True, False, False]),
+        ({"keep": True}, True, 1, [True, True, True]),
+        ({"keep": True, "only_empty": True}, False, 3, [True, True, True]),
+        ({"keep": True, "only_empty": True}, True, 1, [True, True, True]),
+        ({}, False, 3, [True, True, True]),
+    ],
+)
+def test_a_server_is_kept_for_the_same_prompts_only_if_it_can_be_emptied(
+    make, monkeypatch, settings, is_emptied, num_started, emptied
+):
+    started = []
+
+    class Server:
+        is_managed = True
+
+        def __init__(self, *_: Any) -> None:
+            self.facts = lambda: BackendFacts("s", "1", {})
+            self.check = self.stop = lambda *_: None
+            self.server_metrics = dict
+            self.reset_cache = lambda: None if is_emptied else "it cannot be"
+
+        def start(self) -> None:
+            started.append(self)
+
+    monkeypatch.setattr(foreign_session, "open_backend", Server)
+    monkeypatch.setattr(foreign_session, "probe", lambda *_: LoadSpec(1, 1, 1, 1, 1))
+    target = SimpleNamespace(request=lambda plan: plan)
+    session = foreign_session.ForeignSession(target, **settings)
+    found = []
+    for _ in range(3):
+        session.acquire("plan", [1] * 99)
+        found.append(session.empty_cache())
+        session.finish(make.run([make.request()]))
+        session.release()
+    assert (len(started), found) == (num_started, emptied)
+
+
+def test_a_session_is_on_the_device_that_was_named(recipe, tiny_model_path, tmp_path):
+    prepared = PreparedTarget(cells(recipe)[1].target, tiny_model_path, "0", None, None)
+    tokenizer = SimpleNamespace(decode=str)
+    session = foreign_session.open_session(
+        cells(recipe)[1], prepared, MODEL, tokenizer, "cuda:1", tmp_path
+    )
+    asked = session.target.request(open_load(recipe.loads[0], 0))
+    assert (asked.device, asked.device_type) == ("cuda:1", "cuda")
+
+
+def test_a_search_over_prompts_of_a_file_wants_an_empty_cache(
+    recipe, run, fake, monkeypatch, tmp_path
+):
+    kept = []
+    real = sweep.measure_run
+
+    def noting(served: Any, load: Any, **rest: Any) -> Any:
+        kept.append((served.foreign.keep, served.foreign.only_empty))
+        return real(served, load, **rest)
+
+    def stopping(measure: Any, plan: Any, **_: Any) -> Any:
+        measure(plan.at_rate(20.0), 0)
+        return SearchRecord(20.0, 21.0, 1.0, ())
+
+    monkeypatch.setattr(sweep, "measure_run", noting)
+    monkeypatch.setattr(sweep, "find_rate", stopping)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "one two"}')
+    works = (Workload(prompts=str(prompts)), Workload())
+    loads = tuple(Load(1, 4, 16, 4, "poisson", slo="ttft<9s", workload=work) for work in works)
+    run(replace(recipe, backends=recipe.backends[1:], loads=loads))
+    assert kept == [(True, True), (True, False), (False, True), (False, False)]
 
 
 def test_an_interrupted_sweep_leaves_no_server_and_goes_on(recipe, run, fake, monkeypatch):
@@ -255,6 +342,7 @@ def test_an_interrupted_sweep_leaves_no_server_and_goes_on(recipe, run, fake, mo
     ("backend", "format_name", "is_known"),
     [
         ("vllm", "full", True),
+        (BackendSpec("vllm", url="http://127.0.0.1:8000"), "full", False),
         ("vllm", "gptq", False),
         ("openvino", "full", False),
         ("llama-server", "gguf", False),
@@ -266,13 +354,32 @@ def test_the_cost_is_known_only_where_the_weights_are_served_as_stored(
 ):
     facts = CheckpointFacts(format_name, "LlamaForCausalLM")
     monkeypatch.setattr(foreign, "checkpoint_facts", lambda prepared: facts)
-    cell = Cell("c", Target("t", "m"), Load(1, 4, 8, 8), BackendSpec(backend))
+    spec = backend_spec(backend)
+    cell = Cell("c", Target("t", "m"), Load(1, 4, 8, 8), spec)
     cost = CostModel(1, 1, 1, 1, 1)
     model, found = foreign.examined(cell, None, MODEL, cost)
     assert (found is cost) == is_known
     assert found is None or is_known
     assert (model.kernels == MODEL.kernels) == (backend == "llmopt")
     assert ("openvino converts" in (model.note or "")) == (backend == "openvino")
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_known"),
+    [
+        ({}, True),
+        ({"prefix_caching": True, "kv_dtype": "auto"}, True),
+        ({"kv_dtype": "int8"}, False),
+        ({"attention_window": 64}, False),
+    ],
+)
+def test_the_cost_of_our_own_cache_is_not_that_of_another_runtime(monkeypatch, settings, is_known):
+    facts = CheckpointFacts("full", "LlamaForCausalLM")
+    monkeypatch.setattr(foreign, "checkpoint_facts", lambda prepared: facts)
+    target = Target("t", "m", engine=EngineSettings(**settings))
+    cell = Cell("c", target, Load(1, 4, 8, 8), BackendSpec("vllm"))
+    _, found = foreign.examined(cell, None, MODEL, CostModel(1, 1, 1, 1, 1))
+    assert (found is not None) is is_known
 
 
 @pytest.mark.parametrize(
@@ -296,7 +403,34 @@ def test_an_attached_server_says_what_is_known_of_its_cache(
     assert result.backend.command is result.backend.log is None
     assert result.backend.settings["cache"] == state
     assert [run.cache_emptied for run in result.runs] == [is_emptied]
-    assert [run.peak_memory_bytes for run in result.runs] == [None]
+    assert result.cost is result.summary.mfu is None
+    (served,) = result.runs
+    assert served.peak_memory_bytes is served.energy is None
+    assert served.machine_before is served.machine_after is None
+
+
+@pytest.mark.parametrize(("name", "is_repeated"), [("openai", False), ("vllm", True)])
+def test_a_server_of_unknown_cache_never_gets_the_same_prompts_again(
+    recipe, run, monkeypatch, name, is_repeated
+):
+    """Not even from the same command a day later; what a server keeps, it is then not asked for."""
+    sent = []
+    real = speed.run_load
+
+    async def noting(backend: Any, plan: Any, **rest: Any) -> Any:
+        sent.append([(each.prompt_token_ids, each.max_tokens) for each in plan.measured])
+        return await real(backend, plan, **rest)
+
+    monkeypatch.setattr(speed, "run_load", noting)
+    with MockProcess() as server:
+        spec = BackendSpec(name, url=server.url, model="mock")
+        results = [run(replace(recipe, backends=(spec,)))[0] for _ in range(2)]
+    first, second = sent
+    assert [(len(prompt), most) for prompt, most in first] == [
+        (len(prompt), most) for prompt, most in second
+    ]
+    assert bool(set(first) & set(second)) is is_repeated
+    assert all(("prompts" in r.backend.settings) is not is_repeated for r in results)
 
 
 def test_an_attached_server_without_its_key_is_refused(recipe, run, monkeypatch):

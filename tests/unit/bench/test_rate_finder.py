@@ -15,6 +15,7 @@ from llmopt.bench.workload import make_plan
 from llmopt.bench.workload_spec import open_load
 from llmopt.errors import UsageError
 from llmopt.models.loader import load_model
+from llmopt.recipe.check_loads import MIN_REQUESTS_PER_SLOT
 from llmopt.recipe.loads import Load, Workload
 from llmopt.results.codec import from_json, to_json
 from llmopt.results.schema import SearchJournal, SearchRecord
@@ -153,6 +154,23 @@ def test_a_backend_that_falls_behind_holds_no_bound(make):
     assert any(probe.met and probe.has_backlog for probe in found.probes)
 
 
+def test_a_rate_that_nothing_exceeds_is_no_highest_rate(make):
+    # as many requests as slots: none ever waits, so every rate keeps a bound on TPOT alone
+    plan = plan_of("tpot_p50<1s", num_requests=SLOTS)
+    found = find_rate(measuring(make, 1), plan, repeats=1)
+    assert found.rate is not None
+    with pytest.raises(UsageError, match=r"every rate keeps the SLO, up to .* requests/s"):
+        require_rate(found)
+
+
+@pytest.mark.parametrize("slots", [SLOTS, 2 * SLOTS])
+def test_the_fewest_requests_of_a_search_are_enough_to_see_a_backlog(make, slots):
+    plan = plan_of("tpot_p50<1s", num_requests=MIN_REQUESTS_PER_SLOT * slots)
+    plan = replace(plan, spec=replace(plan.spec, concurrency=slots))
+    found = find_rate(measuring(make, 1), plan, repeats=1)
+    assert CAPACITY / 2 < require_rate(found) < 4 * CAPACITY
+
+
 def test_a_backlog_is_more_than_what_is_served_and_a_tenth(make):
     ends = [make.request(scheduled_s=0.1 * i, done_s=5.0) for i in range(20)]
     assert has_backlog(make.run(ends), num_slots=4)
@@ -182,7 +200,7 @@ def test_a_rate_is_found_for_the_real_engine(tiny_llama):
         return measure_run(served, plan, repeat=repeat, seed=0)
 
     probes = []
-    load = open_load(Load(3, 8, 20, 5, "poisson", slo="ttft_p50<10s"), 1)
+    load = open_load(Load(3, 12, 20, 5, "poisson", slo="ttft_p50<10s"), 1)
     found = find_rate(measure, load, repeats=1, on_probe=probes.append)
     assert require_rate(found) > 0
     assert {probe.rate for probe in probes} == {probe.rate for probe in found.probes}

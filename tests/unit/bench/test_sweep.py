@@ -372,6 +372,24 @@ def test_a_run_that_breaks_ends_its_cell_and_keeps_the_runs_before(recipe, run, 
     assert [run.repeat for run in results[1].runs] == [0]
 
 
+def test_runs_that_cannot_be_judged_are_kept_and_spoil_no_other_cell(recipe, run, monkeypatch):
+    real = sweep.close_cell
+
+    def breaking(opened: Any, *rest: Any) -> Any:
+        if opened.error is None and opened.plan.spec.concurrency == 2:
+            raise ZeroDivisionError("float division by zero")
+        return real(opened, *rest)
+
+    monkeypatch.setattr(sweep, "close_cell", breaking)
+    observer = Recorder()
+    results = run(replace(recipe, targets=(), quality=None), observer)
+    assert results[0].error is None
+    assert results[0].summary is not None
+    assert results[1].error == "ZeroDivisionError: float division by zero"
+    assert [run.repeat for run in results[1].runs] == [0, 1]
+    assert observer.failed == {results[1].cell_id: results[1].error}
+
+
 def test_a_target_with_another_tokenizer_has_no_quality(
     recipe, run, make_tiny_llama, tiny_model_path
 ):
@@ -490,7 +508,7 @@ def test_a_gguf_file_is_served_like_any_other(quality_only, run, recipe, gguf_so
 def test_an_open_load_and_a_search_become_cells_of_their_own(recipe, run):
     loads = (
         Load(2, 6, 16, 4, "poisson", rate=50.0, slo="ttft<10s"),
-        Load(2, 6, 16, 4, "poisson", slo="ttft_p50<10s"),
+        Load(2, 8, 16, 4, "poisson", slo="ttft_p50<10s"),
         Load(1, 3, 16, 4, "trace", trace="no-such-trace.csv"),
     )
     observer = Recorder()

@@ -128,7 +128,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_end(recipe, run, machine):
 
 @pytest.fixture
 def searched(recipe: Recipe) -> Recipe:
-    load = Load(2, 6, 16, 4, "poisson", slo="ttft_p50<10s")
+    load = Load(2, 8, 16, 4, "poisson", slo="ttft_p50<10s")
     return replace(recipe, targets=(), loads=(load,))
 
 

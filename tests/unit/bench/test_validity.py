@@ -140,6 +140,12 @@ def test_spread_warns_and_does_not_fail(make):
     assert "unknown" in detail([good_run(make)], "spread")
 
 
+def test_tokens_that_come_all_at_once_have_no_spread(make):
+    runs = [with_all(good_run(make), last_token_s=1.0)] * 5
+    assert verdicts(runs)["spread"] is verdicts(runs)["drift"] is True
+    assert detail(runs, "spread") == "no TPOT above 0: the spread between runs is unknown"
+
+
 @pytest.mark.parametrize(("factor", "valid"), [(1.04, True), (0.96, True), (1.06, False)])
 def test_littles_law_holds_within_five_percent(make, factor, valid):
     stats = CLIENT | {"client_mean_in_flight": factor * CLIENT["client_mean_in_flight"]}
@@ -251,9 +257,26 @@ def test_a_warm_cache_that_was_declared_cold_is_found(make):
     assert "10.0%" in detail([run], "cache-state")
 
 
-@pytest.mark.parametrize(("emptied", "valid"), [(True, True), (None, True), (False, False)])
-def test_a_used_cache_that_reports_nothing_is_not_cold(make, emptied, valid):
-    assert verdicts([good_run(make, cache_emptied=emptied)])["cache-state"] is valid
+def test_a_request_without_a_count_among_others_with_one_found_nothing(make):
+    run = with_all(good_run(make), num_prompt_tokens=1000, num_prompt_tokens_sent=1000)
+    assert "not reported" in detail([run], "cache-state")
+    run = with_first(run, num_cached_tokens=600)
+    assert not verdicts([run])["cache-state"]
+    assert "10.0% of the prompt tokens" in detail([run], "cache-state")
+
+
+@pytest.mark.parametrize(
+    ("emptied", "valid", "said"),
+    [
+        (True, True, "0 of 3 runs on a used cache"),
+        (None, True, "0 of 3 runs on a used cache, unknown in 2 of 3 runs"),
+        (False, False, "2 of 3 runs on a used cache"),
+    ],
+)
+def test_a_used_cache_that_reports_nothing_is_not_cold(make, emptied, valid, said):
+    runs = [good_run(make, cache_emptied=state) for state in (True, emptied, emptied)]
+    assert verdicts(runs)["cache-state"] is valid
+    assert detail(runs, "cache-state") == f"declared cold; hits are not reported; {said}"
 
 
 def test_random_tokens_and_speculation_do_not_go_together(make):

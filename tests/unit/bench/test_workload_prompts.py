@@ -1,7 +1,8 @@
+import json
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llmopt.bench.workload_prompts import cut_prompts, random_prompts, read_prompts
@@ -86,6 +87,16 @@ def test_the_users_prompts_are_read_line_by_line(tmp_path):
     first, second = read_prompts(path, lambda text: list(text.encode()))
     assert (first.token_ids, first.output_tokens) == (tuple(b"abc"), 4)
     assert (second.token_ids, second.output_tokens) == (tuple("dé".encode()), None)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1))
+@example(["one\u2028two\u0085three\u2029four", "\r\n\x0c"])
+def test_any_text_can_be_a_prompt(tmp_path_factory, texts):
+    path = tmp_path_factory.mktemp("prompts") / "p.jsonl"
+    lines = [json.dumps({"prompt": text}, ensure_ascii=False) for text in texts]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    found = read_prompts(path, lambda text: list(text.encode()))
+    assert [bytes(prompt.token_ids).decode() for prompt in found] == texts
 
 
 @pytest.mark.parametrize(

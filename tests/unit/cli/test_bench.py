@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from llmopt.cli.app import app
@@ -15,12 +16,42 @@ def run(*arguments):
 
 
 @pytest.mark.parametrize(
-    "option", [("--rate", "2"), ("--concurrency", "4"), ("--prefix", "4x8"), ("--slo", "ttft<1s")]
+    "option",
+    [
+        ("--rate", "2"),
+        ("--concurrency", "4"),
+        ("--prefix", "4x8"),
+        ("--slo", "ttft<1s"),
+        ("--repeats", "10"),
+        ("--seed", "7"),
+        ("--no-quality",),
+        ("--text", "bundled"),
+        ("--base", "smollm2-135m"),
+        ("--dtype", "bfloat16"),
+        ("--price-per-hour", "3"),
+    ],
 )
-def test_a_load_beside_a_recipe_is_refused_not_ignored(option):
+def test_what_a_recipe_says_itself_is_refused_beside_it_not_ignored(option):
     result = run("bench", RECIPES / "demo.yaml", *option)
     assert isinstance(result.exception, UsageError)
-    assert f"{option[0]} was given" in str(result.exception)
+    assert f"{option[0].replace('--no-', '--')} was given" in str(result.exception)
+
+
+def test_what_a_recipe_leaves_open_is_taken_beside_it(monkeypatch, tmp_path):
+    taken = []
+
+    def run_recipe(*arguments, **settings):
+        taken.append((arguments, settings))
+        raise typer.Exit
+
+    monkeypatch.setattr("llmopt.bench.sweep.run_recipe", run_recipe)
+    options = ("--out", tmp_path, "--work", tmp_path / "w", "--device", "cpu", "--profile")
+    more = ("--until-ci", "3%", "--max-repeats", "9", "--json")
+    assert run("bench", RECIPES / "demo.yaml", *options, *more).exit_code == 0
+    ((arguments, settings),) = taken
+    assert (arguments[0].until_ci, arguments[0].max_repeats) == (0.03, 9)
+    assert arguments[1:3] == (tmp_path, tmp_path / "w")
+    assert settings == {"device": "cpu", "profile": True}
 
 
 @pytest.mark.parametrize(

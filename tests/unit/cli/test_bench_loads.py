@@ -47,9 +47,11 @@ def test_a_rate_makes_an_open_loop_and_each_rate_a_load():
 
 def test_an_slo_without_a_rate_is_a_search():
     (load,) = loads(slo="ttft_p95<1s")
-    assert load.is_searched
-    (load,) = loads(slo="ttft_p95<1s", rate="3")
-    assert not load.is_searched
+    assert (load.is_searched, load.num_requests) == (True, 100)
+    (load,) = loads(slo="ttft_p95<1s", rate="3", concurrency="32")
+    assert (load.is_searched, load.num_requests) == (False, 100)
+    (load,) = loads(slo="ttft_p95<1s", concurrency="32")
+    assert (load.is_searched, load.num_requests) == (True, 128)
 
 
 def test_a_trace_has_its_own_lengths():

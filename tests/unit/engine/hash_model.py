@@ -69,6 +69,10 @@ class HashModel:
         ]
         return torch.tensor(mixed).argsort().argsort().float() / 4
 
+    def compute_sampling_logits(self, hidden: Tensor) -> Tensor:
+        """The same."""
+        return self.compute_logits(hidden)
+
     def _see(self, flat: np.ndarray, own: AttentionMetadata, seen: list[list[int]]) -> None:
         lengths = own.device_lengths(self.device)
         starts, tables = lengths.cu_seqlens_q.tolist(), own.block_tables.tolist()

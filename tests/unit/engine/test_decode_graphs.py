@@ -163,7 +163,7 @@ def test_a_step_takes_the_class_of_its_longest_request(num_tokens: int, bound: i
     model = SimpleNamespace(
         device=CPU,
         forward=lambda ids, positions, metadata, cache: seen.append(metadata) or ids,
-        compute_logits=lambda hidden: hidden,
+        compute_sampling_logits=lambda hidden: hidden,
     )
     graphs = DecodeGraphs(
         model,

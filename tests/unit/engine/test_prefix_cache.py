@@ -55,6 +55,48 @@ def test_keys_are_extended_and_never_made_again() -> None:
     assert keys[1].parent is first
 
 
+class CountedTokens(tuple[int, ...]):
+    """Tokens of a block that count how often they are compared."""
+
+    num_comparisons = 0
+
+    __hash__ = tuple.__hash__
+
+    def __ne__(self, other: object) -> bool:
+        CountedTokens.num_comparisons += 1
+        return tuple.__ne__(self, other)
+
+
+@given(num_blocks=st.integers(1, 200), first=st.integers(0, 199), salt=salts)
+def test_a_prefix_is_found_in_a_time_that_grows_as_it(
+    num_blocks: int, first: int, salt: str
+) -> None:
+    """Whether others had the prefix, computed it at the same time, or lost the blocks before
+    `first`.
+    """
+
+    def new_keys() -> list[BlockKey]:
+        keys: list[BlockKey] = []
+        for index in range(num_blocks):
+            parent = keys[-1] if keys else None
+            keys.append(BlockKey(parent, CountedTokens((index, 7)), salt))
+        return keys
+
+    cache, first = PrefixCache(), min(first, num_blocks)
+    for block_id, key in enumerate(new_keys()):
+        assert cache.add(key, block_id)
+    CountedTokens.num_comparisons = 0
+    assert not any(cache.add(key, num_blocks) for key in new_keys())
+    for block_id in range(first):
+        cache.remove(block_id)
+    keys = new_keys()
+    for _ in range(3):
+        found = [cache.find(key) for key in keys]
+        assert found == [*[None] * first, *range(first, num_blocks)]
+    assert CountedTokens.num_comparisons <= 10 * num_blocks
+    cache.check_invariants()
+
+
 def test_a_colliding_hash_finds_the_right_block() -> None:
     cache = PrefixCache()
     keys = [chain([(i, i)], "", collide) for i in range(5)]

@@ -3,9 +3,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from llmopt.engine.sampling_params import Constraint, SamplingParams
 from llmopt.errors import UsageError
+from llmopt.layers.penalties import Penalties, TokenCounts, penalize
+from llmopt.layers.sampler import SamplingRow, distribution
 
 
 @pytest.mark.parametrize(
@@ -16,6 +19,8 @@ from llmopt.errors import UsageError
         ({"min_tokens": 9, "max_tokens": 8}, r"from 0 to max_tokens \(8\)"),
         ({"temperature": -0.1}, "temperature is -0.1"),
         ({"temperature": math.nan}, "temperature is nan"),
+        ({"temperature": 1e-50}, "temperature is 1e-50. Give 0 for greedy decoding, or"),
+        ({"temperature": 1e39}, "temperature is 1e.39.* from 1e-05 to 100000"),
         ({"top_k": 0}, "top_k is 0"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.1}, "top_p is 1.1"),
@@ -24,9 +29,12 @@ from llmopt.errors import UsageError
         ({"seed": 2**64}, "seed is"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
         ({"repetition_penalty": math.inf}, "repetition_penalty is inf"),
+        ({"repetition_penalty": 1e-40}, "repetition_penalty is 1e-40. .* from 0.01 to 100; 1 is"),
         ({"frequency_penalty": 2.1}, "frequency_penalty is 2.1. Give a number from -2 to 2"),
         ({"presence_penalty": math.nan}, "presence_penalty is nan"),
         ({"logit_bias": {5: math.inf}}, "logit_bias of token 5 is inf"),
+        ({"logit_bias": {5: -math.inf}}, "logit_bias of token 5 is -inf"),
+        ({"logit_bias": {5: 1e39}}, "logit_bias of token 5 is 1e.39.* from -10000 to 10000"),
         ({"logprobs": -1}, "logprobs is -1"),
         ({"prompt_logprobs": -1}, "prompt_logprobs is -1"),
         ({"n": 0}, "n is 0"),
@@ -61,6 +69,28 @@ def test_the_ends_of_ranges_are_accepted() -> None:
     )
     assert (ends.min_tokens, ends.seed, ends.num_samples) == (1, 2**64 - 1, 2)
     assert (ends.frequency_penalty, ends.presence_penalty) == (2.0, -2.0)
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e5])
+@pytest.mark.parametrize("penalty", [0.01, 100.0])
+@pytest.mark.parametrize("bias", [-1e4, 1e4])
+def test_within_the_ranges_logits_stay_finite(
+    temperature: float, penalty: float, bias: float
+) -> None:
+    params = SamplingParams(
+        temperature=temperature, repetition_penalty=penalty, logit_bias={0: bias}
+    )
+    counts = TokenCounts(8, torch.device("cpu"))
+    asked = Penalties(
+        counts.open([0, 1]),
+        repetition=params.repetition_penalty,
+        biases=tuple(params.logit_bias.items()),
+    )
+    logits = penalize(torch.linspace(-1e4, 1e4, 8)[None], [asked], counts)
+    row = SamplingRow(params.temperature, None, 1.0, seed=0, position=0)
+    probs = distribution(logits, [row])
+    assert bool(probs.isfinite().all())
+    assert probs.sum().item() == pytest.approx(1)
 
 
 def test_parameters_can_be_keys_and_are_compared_with_their_biases() -> None:

@@ -391,3 +391,28 @@ class TestForks:
         finish_step(scheduler, scheduler.schedule())
         scheduler.abort("a")
         assert plan(scheduler.schedule()) == [("b", 0, 10, True)]
+
+
+def test_a_draft_gets_what_is_left_and_takes_no_block_of_those_behind_it() -> None:
+    scheduler = make_scheduler(num_blocks=4)
+    add(scheduler, "a", 4)
+    add(scheduler, "b", 4)
+    finish_step(scheduler, scheduler.schedule())
+    drafts = {"a": (9, 9, 9, 9), "b": (9, 9, 9)}  # the first wants a third block
+    output = scheduler.schedule(drafts)
+    assert plan(output) == [("a", 4, 1, True), ("b", 4, 4, True)]
+    assert output.counts.num_preemptions == 0
+    assert [item.draft_token_ids for item in output.scheduled] == [(), (9, 9, 9)]
+
+
+def test_a_request_that_samples_and_gets_no_token_ends_in_an_error() -> None:
+    scheduler = make_scheduler()
+    for name in "ab":
+        add(scheduler, name, 4)
+    finish_step(scheduler, scheduler.schedule())
+    failed, other = scheduler.update(scheduler.schedule(), [(), (9,)])
+    assert (failed.token_ids, failed.finish_reason) == ((), "error")
+    assert (other.token_ids, other.finish_reason) == ((9,), None)
+    scheduler.check_invariants()
+    assert [request.request_id for request in scheduler.running] == ["b"]
+    assert scheduler.blocks.num_used_blocks == 2

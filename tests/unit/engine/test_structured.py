@@ -123,6 +123,65 @@ def test_a_constraint_holds_however_the_request_is_served(
 
 
 @pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the library give up on a regular expression after a few tokens, not after millions."""
+    llguidance = pytest.importorskip("llguidance")
+    limits = llguidance.LLParserLimits(max_lexer_states=40)
+    monkeypatch.setattr(llguidance, "LLMatcher", StrictMatcher(llguidance.LLMatcher, limits))
+
+
+class StrictMatcher:
+    """llguidance's LLMatcher with limits of ours."""
+
+    def __init__(self, matchers: Any, limits: Any) -> None:
+        self._matchers = matchers
+        self._limits = limits
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._matchers, name)
+
+    def __call__(self, *arguments: Any, **more: Any) -> Any:
+        return self._matchers(*arguments, limits=self._limits, **more)
+
+
+TOO_COMPLEX = r"[a-f]{40}"
+
+
+@pytest.mark.parametrize("speculation", ["off", "self-quantized:8"])
+def test_an_output_that_gets_too_complex_ends_in_an_error_and_no_other_does(
+    model_path: Path, strict: None, speculation: str
+) -> None:
+    free = SamplingParams(max_tokens=30, temperature=1.0, seed=1, ignore_eos=True, logprobs=0)
+    complex_one = SamplingParams(max_tokens=60, temperature=1.0, seed=1, regex=TOO_COMPLEX)
+    short = SamplingParams(max_tokens=60, temperature=1.0, seed=1, regex="[0-9]{3}")
+    settings = {} if speculation == "off" else {"speculation": speculation}
+    llm = LLM(model_path, num_blocks=256, **settings)
+    outputs = llm.generate(["x"] * 3, [complex_one, free, short])
+    assert [output.finish_reason for output in outputs] == ["error", "length", "stop"]
+    assert re.fullmatch(r"[a-f]{1,39}", outputs[0].text)
+    assert len(outputs[1].token_ids) == 30
+    assert re.fullmatch(r"[0-9]{3}", outputs[2].text)
+    assert not llm.engine.has_unfinished()
+    assert llm.engine.scheduler.blocks.num_used_blocks == 0
+    assert llm.engine.stats.num_accepted_tokens >= 0
+    again = llm.generate(["x"], free)
+    if speculation == "off":
+        assert again[0].token_ids == outputs[1].token_ids
+
+
+def test_of_several_outputs_one_that_ended_in_an_error_is_the_worst(
+    model_path: Path, strict: None
+) -> None:
+    params = SamplingParams(
+        max_tokens=60, temperature=1.0, seed=3, regex=f"{TOO_COMPLEX}|[g-z]{{2}}", n=6, best_of=8
+    )
+    (output,) = LLM(model_path, num_blocks=256).generate(["x"], params)
+    reasons = [completion.finish_reason for completion in output.completions]
+    assert set(reasons) == {"stop", "error"}
+    assert reasons == sorted(reasons, reverse=True)
+
+
+@pytest.fixture
 def compiler(byte_level_tokenizer: Callable[..., Any]) -> GrammarCompiler:
     pytest.importorskip("llguidance")
     tokenizer = Tokenizer(byte_level_tokenizer(pre_tokenizers.ByteLevel(False)), [0])

@@ -157,3 +157,13 @@ def test_layers_that_are_left_alone_are_named():
     assert written is not None
     assert written.config("awq")["modules_to_not_convert"] == ["a.o_proj", "lm_head"]
     assert AwqFormat.from_config(written.config("awq")) == written
+
+
+@pytest.mark.parametrize("part", ["qweight", "qzeros", "scales"])
+@pytest.mark.parametrize("shape", [(), (8,), (2, 2, 2), (0, 4)])
+def test_parts_that_are_no_matrix_are_refused(part, shape):
+    original = random_weight(16, 32, 16, 0)
+    tensors = AwqFormat(original.spec).pack("layer", original)
+    tensors[f"layer.{part}"] = torch.zeros(shape, dtype=tensors[f"layer.{part}"].dtype)
+    with pytest.raises(CheckpointError, match=f"layer layer has the {part} .* a matrix"):
+        AwqFormat(original.spec).unpack("layer", tensors.__getitem__)

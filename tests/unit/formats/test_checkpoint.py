@@ -141,3 +141,31 @@ def test_sealed_files_can_be_verified_before_they_are_published(tmp_path):
     with pytest.raises(CheckpointError, match="not what was meant"):
         verify_and_refuse()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_type_that_is_not_read_is_named(tmp_path):
+    write(tmp_path / "model")
+    words = {"packed": torch.zeros(2, dtype=torch.uint32)}
+    save_file(words, tmp_path / "model" / "more.safetensors")
+    reader = CheckpointReader(tmp_path / "model")
+    assert reader.shape("packed") == (2,)
+    for read in (reader.dtype, reader.tensor_bytes):
+        with pytest.raises(CheckpointError, match=r"tensor packed of .* has the type U32.*F32"):
+            read("packed")
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "9" * 5000, "{", "[]", b"\xff".decode("latin-1")])
+def test_a_config_that_is_no_json_object_is_refused(tmp_path, text):
+    write(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        _ = CheckpointReader(tmp_path / "model").config
+
+
+@pytest.mark.parametrize("weight_map", [["x"], {"t0": ["x"]}, {"t0": None}, {"t0": {}}, None])
+def test_an_index_without_files_is_refused(tmp_path, weight_map):
+    write(tmp_path / "model")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match="no usable weight_map"):
+        CheckpointReader(tmp_path / "model")

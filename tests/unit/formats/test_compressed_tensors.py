@@ -321,3 +321,33 @@ def test_tensors_that_contradict_the_config_are_refused():
     tensors["layer.weight_shape"] = torch.tensor([8, 128])
     with pytest.raises(CheckpointError, match=r"weight_shape of \[8, 128\]"):
         weight_format.unpack("layer", tensors.__getitem__)
+
+
+@pytest.mark.parametrize("part", ["weight_packed", "weight_zero_point"])
+@pytest.mark.parametrize("shape", [(), (8,), (2, 2, 2), (0, 4)])
+def test_words_that_are_no_matrix_are_refused(part, shape):
+    spec = QuantSpec(4, 16, symmetric=False)
+    tensors = packed(spec).pack("layer", random_weight(spec, 8, 64))
+    tensors[f"layer.{part}"] = torch.zeros(shape, dtype=torch.int32)
+    with pytest.raises(CheckpointError, match=f"layer layer has the {part} .* a matrix"):
+        packed(spec).unpack("layer", tensors.__getitem__)
+
+
+@pytest.mark.parametrize("layout", ["int-quantized", "float-quantized"])
+@pytest.mark.parametrize("shape", [(), (8,), (2, 2, 2)])
+def test_weights_that_are_no_matrix_are_refused(layout, shape):
+    spec = QuantSpec(8, None) if layout == "int-quantized" else Fp8Spec()
+    dtype = torch.int8 if layout == "int-quantized" else torch.float8_e4m3fn
+    tensors = {"l.weight": torch.zeros(shape).to(dtype), "l.weight_scale": torch.ones(8, 1)}
+    read = CompressedTensorsFormat(CompressedScheme(spec, layout))
+    with pytest.raises(CheckpointError, match=r"layer l has the weight .* a matrix"):
+        read.unpack("l", tensors.__getitem__)
+
+
+@pytest.mark.parametrize("declared", [[8, 64, 1], [8], [], [8, -64]])
+def test_a_weight_shape_that_is_none_is_refused(declared):
+    spec = QuantSpec(4, 16)
+    tensors = packed(spec).pack("layer", random_weight(spec, 8, 64))
+    tensors["layer.weight_shape"] = torch.tensor(declared, dtype=torch.int64)
+    with pytest.raises(CheckpointError, match=r"layer layer has .*weight_shape"):
+        packed(spec).unpack("layer", tensors.__getitem__)

@@ -177,3 +177,32 @@ def test_dynamic_settings_are_written_for_fused_names_too():
         },
         r"-:model\.layers\.3\.mlp\.down_proj$": {},
     }
+
+
+@pytest.mark.parametrize(
+    "g_idx",
+    [
+        torch.full((64,), 2**31 - 1, dtype=torch.int32),
+        torch.arange(64) // 32 - 1,
+        torch.zeros(64, 2, dtype=torch.int32),
+        torch.zeros(63, dtype=torch.int32),
+        torch.tensor(0),
+    ],
+)
+def test_a_g_idx_that_is_no_grouping_is_refused(g_idx):
+    original = weight(4, 32)
+    written = GptqFormat(original.spec, 1)
+    tensors = written.pack("layer", original) | {"layer.g_idx": g_idx}
+    with pytest.raises(CheckpointError, match="layer layer has a g_idx that does not give every"):
+        written.unpack("layer", tensors.__getitem__)
+
+
+@pytest.mark.parametrize("part", ["qweight", "qzeros", "scales"])
+@pytest.mark.parametrize("shape", [(), (8,), (2, 2, 2), (0, 4)])
+def test_parts_that_are_no_matrix_are_refused(part, shape):
+    original = weight(4, 32)
+    written = GptqFormat(original.spec, 1)
+    tensors = written.pack("layer", original)
+    tensors[f"layer.{part}"] = torch.zeros(shape, dtype=tensors[f"layer.{part}"].dtype)
+    with pytest.raises(CheckpointError, match=f"layer layer has the {part} .* a matrix"):
+        written.unpack("layer", tensors.__getitem__)

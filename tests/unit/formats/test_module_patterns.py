@@ -67,13 +67,34 @@ def test_experts_have_numbers_of_their_own():
 
 @pytest.mark.parametrize(
     "expression",
-    [r"(a+)+$", r"(?:.*)*x", r"(\w|\d){2,}x", "(a|b)*c", ".*" * 7 + "x", "x" * 10_001],
+    [
+        r"(a+)+$",
+        r"(?:.*)*x",
+        r"(\w|\d){2,}x",
+        "(a|b)*c",
+        ".*" * 7 + "x",
+        "x" * 10_001,
+        ".?" * 60 + "!",
+        "(?:.|.)" * 60 + "!",
+        "(?:" + "|" * 40 + ")" + "(?:.|.|.)" * 16 + "!",
+        "(?#[)(a+)+$(?#])",  # the comments make a class of what is between them
+        "(?x)(a+) + !",
+    ],
 )
 def test_patterns_that_could_take_for_ever_are_refused_at_once(expression):
     started = time.perf_counter()
     with pytest.raises(CheckpointError, match=r"for ever.*without repeated groups"):
         matches(f"re:{expression}", "a" * 60)
     assert time.perf_counter() - started < 1
+
+
+def test_a_pattern_that_is_fine_for_names_is_refused_for_a_text():
+    pattern = r"re:.*\.(?:3[1-9]|2[0-9])\..*(?:up|down)_proj.*"
+    assert matches(pattern, "model.layers.31.mlp.down_proj")
+    assert not matches(pattern, "a" * 200)
+    with pytest.raises(CheckpointError, match="for ever on a name of 5000 letters"):
+        matches(pattern, "a" * 5000)
+    assert matches("re:a+$", "a" * 5000)
 
 
 @pytest.mark.parametrize("expression", ["(", "*a", "[z-a]", "(?P<x>a)(?P<x>b)"])
@@ -84,7 +105,13 @@ def test_what_is_no_regular_expression_is_refused(expression):
 
 @pytest.mark.parametrize(
     "expression",
-    [r".*\.(?:3[1-9]|2[0-9])\..*", r"model\.layers\.\d+\.mlp\.(gate|up)_proj$", "[+*]"],
+    [
+        r".*\.(?:3[1-9]|2[0-9])\..*",
+        r"model\.layers\.\d+\.mlp\.(gate|up)_proj$",
+        "[+*]",
+        r"(?:model\.)?.*?layers\.\d+?\..*mlp\.(?:shared_)?experts?\.\d+\.(?:gate|up)_proj",
+        rf"model\.layers\.(?:{'|'.join(map(str, range(500)))})\.mlp\.(?:gate|up|down)_proj$",
+    ],
 )
 def test_patterns_of_real_configs_are_fine(expression):
     assert check_pattern(f"re:{expression}") == f"re:{expression}"

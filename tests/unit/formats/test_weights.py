@@ -9,7 +9,13 @@ from llmopt.formats.checkpoint import CheckpointReader, CheckpointWriter
 from llmopt.formats.dynamic import DynamicSpec
 from llmopt.formats.fp8 import Fp8Spec
 from llmopt.formats.quantized import QuantizedWeight, QuantSpec
-from llmopt.formats.weights import FormatName, choose_format, quantized_weights, scheme
+from llmopt.formats.weights import (
+    FormatName,
+    choose_format,
+    quantization_config,
+    quantized_weights,
+    scheme,
+)
 
 SPECS: list[tuple[FormatName, QuantSpec]] = [
     ("gptq", QuantSpec(3, None)),
@@ -96,3 +102,25 @@ def test_an_unknown_format_is_refused_with_those_that_are_known(tmp_path):
 def test_a_format_that_cannot_hold_the_weights_is_refused_with_those_that_can(name, spec, words):
     with pytest.raises(QuantizationError, match=words):
         choose_format(name, spec)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "words"),
+    [
+        ([], "quantization_config that is no JSON object: '\\[\\]'"),
+        ("gptq", "quantization_config that is no JSON object"),
+        ({"quant_method": "gptq", "meta": "x"}, "a meta that is no JSON object: 'x'"),
+    ],
+)
+def test_a_malformed_quantization_config_is_refused(tmp_path, quantization, words):
+    write(tmp_path / "out", "gptq", QuantSpec(4, 32))
+    config = {"quantization_config": quantization}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=words):
+        quantized_weights(CheckpointReader(tmp_path / "out"))
+
+
+def test_a_quantization_config_of_null_is_full_precision():
+    assert quantization_config({}) is None
+    assert quantization_config({"quantization_config": None}) is None
+    assert quantization_config({"quantization_config": {}}) == {}

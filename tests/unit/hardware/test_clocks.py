@@ -38,12 +38,12 @@ def test_a_gpu_brakes_for_heat_and_not_for_its_power_cap(
         nvmlDeviceGetClockInfo=lambda _, kind: 1980,
         nvmlDeviceGetTemperature=lambda _, kind: 64,
     )
-    monkeypatch.setattr("llmopt.hardware.nvml.gpu_uuid", lambda: "GPU-1")
+    monkeypatch.setattr("llmopt.hardware.nvml.gpu_uuid", lambda device: "GPU-1")
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     assert clock_state("cuda") == ClockState(1980.0, 64.0, throttled)
 
 
 def test_without_nvml_a_gpu_has_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmopt.hardware.nvml.gpu_uuid", lambda: "GPU-1")
+    monkeypatch.setattr("llmopt.hardware.nvml.gpu_uuid", lambda device: "GPU-1")
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert clock_state("cuda") == ClockState(None, None, None)

@@ -3,6 +3,7 @@
 import subprocess
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 import llmopt
 from llmopt.hardware import device
 from llmopt.hardware.device import device_facts, environment_facts
+from llmopt.hardware.nvml import gpu_uuid
 from llmopt.results.schema import Environment
 
 CPUINFO = """processor\t: 0
@@ -90,6 +92,25 @@ def test_an_installed_copy_does_not_take_over_the_commit_around_it(
     monkeypatch.setattr(llmopt, "__file__", str(package / "__init__.py"))
     facts = environment_facts("cpu")
     assert (facts.git_sha, facts.git_dirty) == (None, None)
+
+
+def test_the_accelerator_is_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def properties(device: str) -> SimpleNamespace:
+        index = torch.device(device).index or 0
+        return SimpleNamespace(
+            name=f"GPU {index}", total_memory=100 + index, major=9, minor=0, uuid=f"id-{index}"
+        )
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_properties", properties)
+    for name, index in (("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)):
+        facts = environment_facts(name)
+        assert (facts.device, facts.memory_bytes) == (f"GPU {index}", 100 + index)
+        assert gpu_uuid(name) == f"GPU-id-{index}"
+    assert environment_facts("cpu").memory_bytes > 1000
+    gpu = device_facts().gpu
+    assert gpu is not None
+    assert gpu.name == "GPU 0"
 
 
 @pytest.mark.gpu

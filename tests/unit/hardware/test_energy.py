@@ -69,7 +69,7 @@ class FakeNvml(SimpleNamespace):
 def test_nvml_counts_millijoules(monkeypatch: pytest.MonkeyPatch) -> None:
     nvml = FakeNvml()
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setattr("llmopt.hardware.nvml.gpu_uuid", lambda: "GPU-1")
+    monkeypatch.setattr("llmopt.hardware.nvml.gpu_uuid", lambda device: "GPU-1")
     meter = energy_meter("cuda")
     assert meter is not None
     nvml.energy = 7_500.0
@@ -80,7 +80,7 @@ def test_nvml_counts_millijoules(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_nvml_a_gpu_has_no_meter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmopt.hardware.nvml.gpu_uuid", lambda: "GPU-1")
+    monkeypatch.setattr("llmopt.hardware.nvml.gpu_uuid", lambda device: "GPU-1")
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert energy_meter("cuda") is None
 

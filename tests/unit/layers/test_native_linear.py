@@ -188,6 +188,19 @@ def test_the_accurate_path_can_be_chosen(monkeypatch):
     assert native([torch.randn(32, 64)]).kernel == "dense"
 
 
+def test_without_a_home_torch_s_kernels_are_used(capsys, monkeypatch):
+    monkeypatch.setenv("LLMOPT_KERNELS", "~nobody-has-this-name/kernels")
+    for _ in range(2):
+        assert library_for(torch.bfloat16, CPU) is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no compiled CPU kernels" in line
+    assert "LLMOPT_CACHE" in line
+    monkeypatch.setenv("LLMOPT_NATIVE", "0")
+    monkeypatch.setenv("LLMOPT_KERNELS", "~nobody-has-that-name/kernels")
+    assert library_for(torch.bfloat16, CPU) is None
+    assert not capsys.readouterr().err
+
+
 def test_nothing_of_the_original_is_kept():
     weight = uniform(32, 64, QuantSpec(4, 32))
     linear = native([weight])

@@ -4,11 +4,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from llmopt.errors import ModelError
 from llmopt.layers.rotary import SUPPORTED_ROPE_TYPES, inverse_frequencies
 from llmopt.models.config import ModelConfig
+from llmopt.models.rope import Rope
 from llmopt_kernels.rotary import apply_rotary, rotary_tables
 from llmopt_kernels.rotary.reference import rotary_reference
 
@@ -80,6 +84,33 @@ def test_frequencies_equal_transformers(rule: dict[str, Any]) -> None:
     plain, _ = inverse_frequencies(16, rope.theta, None)
     assert torch.equal(found, plain) == (rule["rope_type"] == "dynamic")
     assert config.max_model_len == (128 if rule["rope_type"] == "longrope" else 512)
+
+
+@pytest.mark.parametrize("share", [-0.5, 1.5, float("nan"), float("inf")])
+def test_no_more_of_a_head_is_rotated_than_it_has(share: float) -> None:
+    hf = AutoConfig.for_model("llama", rope_parameters={"rope_theta": 1e4, "rope_type": "default"})
+    config = {**hf.to_dict(), "architectures": ["LlamaForCausalLM"]}
+    config["rope_parameters"] |= {"partial_rotary_factor": share}
+    with pytest.raises(ModelError, match=f"partial_rotary_factor {share}"):
+        ModelConfig.from_hf(config)
+
+
+@given(st.integers(1, 512), st.floats(0, 1, exclude_min=True))
+def test_channels_are_rotated_in_pairs(head_dim: int, share: float) -> None:
+    rope = Rope(1e4, share=share)
+    if int(head_dim * share) % 2:
+        with pytest.raises(ModelError, match="in pairs"):
+            rope.num_channels(head_dim)
+    else:
+        frequencies, _ = inverse_frequencies(rope.num_channels(head_dim), rope.theta, None)
+        assert 2 * len(frequencies) <= head_dim
+
+
+@pytest.mark.parametrize(("num_channels", "num_factors"), [(2, 8), (16, 1), (16, 4), (16, 9)])
+def test_a_factor_for_each_frequency(num_channels: int, num_factors: int) -> None:
+    scaling = {"rope_type": "longrope", "short_factor": [1.0] * num_factors, "factor": 1.0}
+    with pytest.raises(ModelError, match=f"{num_factors} factors in short_factor"):
+        inverse_frequencies(num_channels, 1e4, scaling)
 
 
 def test_every_rule_is_tested() -> None:

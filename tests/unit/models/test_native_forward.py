@@ -1,5 +1,7 @@
 """The compiled forward pass computes what the decoder computes, for every architecture it takes."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +110,21 @@ def generate(model: Decoder) -> list[list[int]]:
     return list(found.values())
 
 
+def test_it_keeps_no_cache_of_an_engine_that_is_gone(make_tiny_model):
+    model = load_model(make_tiny_model("llama"), dtype="bfloat16")
+    config = EngineConfig(max_num_seqs=1, max_model_len=32, num_blocks=8, block_size=4)
+    engine = Engine(model, config)
+    engine.add_request("a", [3, 4, 5], SamplingParams(max_tokens=2, ignore_eos=True))
+    while engine.has_unfinished():
+        engine.step()
+    first, _ = engine.runner.kv_cache[0]
+    assert native_of(model).takes(engine.runner.kv_cache)
+    seen = weakref.ref(first)
+    del engine, first
+    gc.collect()
+    assert seen() is None
+
+
 def test_many_logits_go_to_torch_where_the_head_is_a_plain_matrix(make_tiny_model):
     native = native_of(load_model(make_tiny_model("llama"), dtype="bfloat16"))
     assert native.takes_rows(MAX_MATRIX_ROWS)
@@ -130,6 +147,31 @@ def test_hidden_states_of_either_path_have_logits(make_tiny_model):
         assert error(model.compute_logits(from_torch[:3]), few) < 2**-5
 
 
+def test_what_is_chosen_does_not_depend_on_how_many_tokens_are(make_tiny_model):
+    model = load_model(make_tiny_model("llama"), dtype="bfloat16")
+    with torch.inference_mode():
+        hidden = model.forward(*batch())
+        together = model.compute_sampling_logits(hidden)
+        alone = [model.compute_sampling_logits(row) for row in hidden.split(1)]
+    assert len(hidden) > MAX_MATRIX_ROWS
+    assert together.dtype is torch.float32
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_a_step_of_many_requests_samples_from_float32(make_tiny_model, monkeypatch):
+    model = load_model(make_tiny_model("llama"), dtype="bfloat16")
+    native, seen = native_of(model), []
+    logits = native.logits
+    monkeypatch.setattr(native, "logits", lambda hidden: seen.append(hidden) or logits(hidden))
+    num_requests = MAX_MATRIX_ROWS + 1
+    config = EngineConfig(max_num_seqs=num_requests, max_model_len=8, num_blocks=64, block_size=4)
+    engine = Engine(model, config)
+    for index in range(num_requests):
+        engine.add_request(str(index), [3 + index], SamplingParams(max_tokens=1))
+    engine.step()
+    assert num_requests in [len(hidden) for hidden in seen]
+
+
 def test_other_caches_go_to_torch(make_tiny_model):
     native = native_of(load_model(make_tiny_model("llama"), dtype="bfloat16"))
     values = torch.zeros(2, 4, 2, 16)
@@ -147,6 +189,14 @@ def test_what_it_lacks_is_said_once(make_tiny_model, capsys):
     assert model.native is None
     assert model.native is None
     assert capsys.readouterr().err.count("no compiled forward pass has experts") == 1
+
+
+def test_no_more_channels_are_rotated_than_a_head_has(make_tiny_model, capsys):
+    model = load_model(make_tiny_model("llama"), dtype="bfloat16")
+    model.frequencies = [(torch.ones(model.config.head_dim // 2 + 1), 1.0)]
+    capsys.readouterr()
+    assert model.native is None
+    assert "rotates 18 of 16 channels" in capsys.readouterr().err
 
 
 def test_other_dtypes_run_as_before(make_tiny_model, capsys):

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from llmopt.errors import CheckpointError, ModelError
+from llmopt.errors import CheckpointError, ModelError, UsageError
 from llmopt.models.tokenizer import Tokenizer, load_tokenizer
 
 TEMPLATE = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}<end>"
@@ -138,3 +138,15 @@ def test_ends_of_a_tokenizer_without_offsets_share_the_bytes_out() -> None:
 
 def test_the_end_of_text_is_the_tokenizers_own(directory: Path) -> None:
     assert load_tokenizer(directory).eos_token_id == 1
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no system prompt') }}", "{{ a.b }}", "{% if %}"]
+)
+def test_a_conversation_that_the_template_refuses(directory: Path, template: str) -> None:
+    tokenizer = load_tokenizer(directory)
+    tokenizer.backend.chat_template = template
+    with pytest.raises(UsageError, match=r"refuses a conversation of system, user \(.+\)"):
+        tokenizer.apply_chat_template(
+            [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+        )

@@ -179,8 +179,8 @@ def test_windows_that_cannot_be_measured_are_refused(load, windows, tokenizer):
     one = replace(windows, windows=windows.windows[:1])
     with pytest.raises(UsageError, match="one window"):
         measure_atlas(load(), load(), one, OPTIONS, tokenizer)
-    long = Window(torch.zeros(513, dtype=torch.int64), 512, 1)
-    with pytest.raises(UsageError, match="at most 512 tokens, and the windows have 513"):
+    long = Window(torch.zeros(514, dtype=torch.int64), 512, 1)
+    with pytest.raises(UsageError, match="at most 512 tokens at once, and the windows need 513"):
         measure_atlas(load(), load(), replace(windows, windows=(long,) * 2), OPTIONS, tokenizer)
 
 

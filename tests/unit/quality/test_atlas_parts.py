@@ -124,3 +124,16 @@ def test_a_model_of_another_shape_is_refused(make_tiny_llama, tiny_llama, overri
     target = load_model(make_tiny_llama(**overrides)).config
     with pytest.raises(UsageError, match=said):
         check_same_shape(target, load_model(tiny_llama).config)
+
+
+def test_a_last_token_beyond_the_limit_is_not_read(make_tiny_model, window):
+    limit = len(window.token_ids) - 1
+    base, target = (
+        load_model(make_tiny_model("gpt2", seed=seed, max_position_embeddings=limit))
+        for seed in (0, 1)
+    )
+    transplant = Transplant(target, base, window)
+    assert torch.equal(torch.cat(list(transplant.base_chunks())), logits(base, window))
+    chunks = transplant.chunks(Part("head"))
+    assert chunks is not None
+    assert torch.cat(list(chunks)).shape == (window.num_scored, 128)

@@ -48,8 +48,15 @@ def test_every_window_is_heard_of(make_source, make_windows) -> None:
 
 
 def test_windows_that_the_model_cannot_read_are_refused(make_source, make_windows) -> None:
-    with pytest.raises(UsageError, match="reads at most 19 tokens, and the windows have 20"):
-        measure_prediction(make_source(max_model_len=19), make_windows(), OPTIONS)
+    with pytest.raises(UsageError, match=r"reads at most 18 tokens at once, .* need 19"):
+        measure_prediction(make_source(max_model_len=18), make_windows(), OPTIONS)
+
+
+def test_a_last_token_beyond_the_limit_changes_nothing(make_source, make_windows) -> None:
+    """Windows of `rolling` hold one token more than the model reads: the last, only scored."""
+    windows = make_windows(num_scored=(19, 7, 1, 19, 19, 19))
+    found = measure_prediction(make_source(max_model_len=19), windows, OPTIONS)
+    assert found == measure_prediction(make_source(max_model_len=20), windows, OPTIONS)
 
 
 def test_broken_weights_are_told(make_source, make_windows) -> None:

@@ -53,8 +53,8 @@ def test_models_that_do_not_fit_together_are_refused(make_source, make_windows):
     base, windows = make_source(), make_windows()
     with pytest.raises(UsageError, match=r"51 tokens.*one of 50"):
         score_windows(make_source(vocab_size=51), base, windows)
-    for sources in [(make_source(max_model_len=19), base), (base, make_source(max_model_len=19))]:
-        with pytest.raises(UsageError, match=r"at most 19 tokens.*windows have 20.*at most 19"):
+    for sources in [(make_source(max_model_len=18), base), (base, make_source(max_model_len=18))]:
+        with pytest.raises(UsageError, match=r"at most 18 tokens.*windows need 19.*at most 18"):
             score_windows(*sources, windows)
 
 

@@ -18,6 +18,25 @@ def test_chunks_are_the_logits_before_the_scored_tokens(
     assert torch.equal(torch.cat(chunks), model.compute_logits(hidden)[19 - num_scored : 19])
 
 
+@pytest.mark.parametrize("num_scored", [19, 4])
+def test_a_last_token_beyond_the_limit_is_not_read(make_model, make_windows, num_scored):
+    (window,) = make_windows(1, num_scored=(num_scored,)).windows
+    read = []
+
+    class Limited(make_model):
+        def forward(self, input_ids, positions, metadata):
+            read.append(len(input_ids))
+            return super().forward(input_ids, positions, metadata)
+
+    rows = [
+        torch.cat(list(ModelLogits(Limited(max_model_len=n), name="", scheme="").chunks(window)))
+        for n in (19, 20, 64)
+    ]
+    assert read == [19, 20, 20]
+    assert torch.equal(rows[0], rows[1])
+    assert torch.equal(rows[0], rows[2])
+
+
 def test_a_deferred_model_is_loaded_once_and_only_for_logits(make_model, make_windows):
     loads = []
 

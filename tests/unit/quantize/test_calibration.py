@@ -1,14 +1,16 @@
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from llmopt.errors import UsageError
+from llmopt.models.tokenizer import Tokenizer
 from llmopt.quantize.calibration import (
     choose_windows,
     load_calibration,
@@ -228,3 +230,13 @@ def test_sampled_tokens_are_packed() -> None:
     assert (data.num_documents, data.unused_tokens) == (3, 2)
     with pytest.raises(UsageError, match="self has 3 tokens"):
         pack_samples(encoder, [[1, 2, 3]], num_samples=2, sample_tokens=4)
+
+
+def test_a_conversation_that_the_template_refuses_is_the_users_error(
+    byte_level_tokenizer: Callable[..., Any],
+) -> None:
+    backend = byte_level_tokenizer(pre_tokenizers.ByteLevel(False))
+    backend.chat_template = "{{ raise_exception('user and assistant in turn') }}"
+    corpus = Corpus("c", [Document(None, (ANSWER, ANSWER))])
+    with pytest.raises(UsageError, match="refuses a conversation of assistant, assistant"):
+        pack_corpus(Tokenizer(backend, [0]), corpus, num_samples=1, sample_tokens=4)

@@ -141,3 +141,11 @@ def test_named_field_wins_over_known_ones() -> None:
     assert document_of(row, "answer", "row").text == "yes"
     assert document_of(row, None, "row").text == "no"
     assert document_of(row, "prompt", "row").text == "pc"
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    text, lines = tmp_path / "a.txt", tmp_path / "a.jsonl"
+    text.write_text("Grüße", encoding="utf-8-sig")
+    lines.write_text('{"text": "Grüße"}\n', encoding="utf-8-sig")
+    for path in (text, lines):
+        assert [document.text for document in open_corpus(str(path)).documents] == ["Grüße"]

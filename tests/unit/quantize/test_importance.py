@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from llmopt.errors import UsageError
 from llmopt.quantize.calibration import CalibrationData
 from llmopt.quantize.importance import importance_matrix
 
@@ -39,3 +40,9 @@ def test_it_is_what_the_layers_of_transformers_see(make_tiny_model, model_type, 
     assert found.keys() == expected.keys()
     for name, squares in expected.items():
         torch.testing.assert_close(found[name], squares, rtol=1e-4, atol=1e-6)
+
+
+def test_windows_that_the_model_cannot_read_are_refused(make_tiny_llama):
+    path = make_tiny_llama(max_position_embeddings=16)
+    with pytest.raises(UsageError, match=r"at most 16 tokens, .* have 17. Ask for .* at most 16"):
+        importance_matrix(path, CalibrationData(torch.zeros(2, 17).long(), "n", "0" * 64, 0))

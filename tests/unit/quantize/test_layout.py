@@ -1,8 +1,13 @@
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
-from llmopt.errors import QuantizationError
+from llmopt.errors import CheckpointError, QuantizationError
+from llmopt.formats.checkpoint import CheckpointReader
 from llmopt.formats.quantized import QuantSpec
-from llmopt.quantize.layout import check_shapes, fitting_group_sizes
+from llmopt.models.config import ModelConfig
+from llmopt.quantize.layout import check_shapes, check_source, fitting_group_sizes, tensor_shapes
 
 SMOLLM = {"q_proj": (576, 576), "k_proj": (192, 576), "down_proj": (576, 1536)}
 
@@ -31,3 +36,28 @@ def test_fitting_sizes_divide_every_row_length() -> None:
 def test_sizes_that_do_not_fill_words_are_refused(shape: tuple[int, int]) -> None:
     with pytest.raises(QuantizationError, match="multiples of 32"):
         check_shapes({"odd": shape}, QuantSpec(4, None))
+
+
+def test_a_source_is_quantized_where_its_config_says_so(tiny_llama: Path) -> None:
+    reader = CheckpointReader(tiny_llama)
+    config = dict(reader.config)
+    reader.config = config | {"quantization_config": None}
+    check_source(reader)
+    reader.config = config | {"quantization_config": {}}
+    with pytest.raises(QuantizationError, match="quantized already"):
+        check_source(reader)
+    reader.config = config | {"quantization_config": []}
+    with pytest.raises(CheckpointError, match="no JSON object"):
+        check_source(reader)
+
+
+@pytest.mark.parametrize(
+    "model_type", ["llama", "qwen3", "gemma2", "gemma3_text", "phi3", "mixtral", "qwen3_moe"]
+)
+def test_a_config_tells_the_shapes_of_all_tensors(
+    make_tiny_model: Callable[..., Path], model_type: str
+) -> None:
+    reader = CheckpointReader(make_tiny_model(model_type))
+    shapes = tensor_shapes(ModelConfig.from_hf(reader.config))
+    stored = {name: reader.shape(name) for name in reader.names()}
+    assert shapes == {name: shape for name, shape in stored.items() if not name.endswith("bias")}

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from llmopt.errors import QuantizationError
+from llmopt.errors import QuantizationError, UsageError
 from llmopt.formats.checkpoint import CheckpointReader
+from llmopt.quantize.checks import SourceFacts, check_jobs
 from llmopt.quantize.journal import journal_path
 from llmopt.quantize.options import Job, RunOptions
 from llmopt.quantize.pipeline import quantize_jobs
@@ -64,9 +65,29 @@ def test_a_config_alone_gives_the_same_sizes(spread_source, run, tmp_path):
         assert one.file_bytes == pytest.approx(other.file_bytes, rel=0.02)  # biases are not known
 
 
+def test_windows_that_the_model_cannot_read_are_refused(make_tiny_llama, run, tmp_path):
+    source = make_tiny_llama(max_position_embeddings=63)
+    with pytest.raises(UsageError, match="at most 63 tokens, and the calibration samples have 64"):
+        plan_jobs(source, outputs_in(tmp_path / "out"), run)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_impossible_is_refused(spread_source, run, tmp_path):
     jobs = {tmp_path / "out": Job(parse_scheme("gptq-w4g48"), "gptq")}
     with pytest.raises(QuantizationError, match="group size 48"):
         plan_jobs(spread_source, jobs, run)
     with pytest.raises(QuantizationError, match="group size 48"):
         plan_config(CheckpointReader(spread_source).config, list(jobs.values()), 512)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma2", "gemma3_text"])
+def test_a_gguf_file_is_planned_from_a_config_alone(make_tiny_model, model_type):
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "head_dim": 32}
+    gemma = {"query_pre_attn_scalar": 32, "tie_word_embeddings": True}
+    settings = gemma if model_type.startswith("gemma") else {}
+    reader = CheckpointReader(make_tiny_model(model_type, **sizes, **settings))
+    job = Job(parse_scheme("gguf-q4_k_m"), "gguf", gguf_pre="smollm")
+    plan = plan_config(reader.config, [job], 512)
+    assert plan.outputs[0].file_bytes > 0
+    (checked,) = check_jobs(SourceFacts.of_checkpoint(reader), [job])
+    assert plan.outputs[0].file_bytes == checked.size.total_bytes

@@ -46,8 +46,8 @@ def load_of(directory: Path, text: str) -> Load:
             Load(4, None, Lengths("source", 512), kind="trace", trace="t.csv", time_scale=0.1),
         ),
         (
-            f'concurrency: 4, kind: poisson, num_requests: 9, slo: "ttft<1s", {LENGTHS}',
-            Load(4, 9, 16, 4, "poisson", slo="ttft<1s"),
+            f'concurrency: 4, kind: poisson, num_requests: 16, slo: "ttft<1s", {LENGTHS}',
+            Load(4, 16, 16, 4, "poisson", slo="ttft<1s"),
         ),
         (
             "concurrency: 4, num_requests: 9, prompt_tokens: {kind: lognormal, mean: 90, std: 60,"
@@ -98,6 +98,11 @@ OPEN = f"concurrency: 4, kind: poisson, rate: 2, num_requests: 9, {LENGTHS}"
         (OPEN.replace("rate: 2", "rate: fast"), "'rate' is 'fast'. It must be a number"),
         (OPEN + ", burstiness: 2", "burstiness means nothing to a poisson load"),
         (OPEN + ", start_rate: 2", "start_rate means nothing to a poisson load"),
+        (
+            OPEN.replace("rate: 2, num_requests: 9", 'slo: "tpot<1s", num_requests: 15'),
+            "15 requests, 4 served at a time, show no queue that grows, which a search for the rate"
+            " must see. Ask for at least 16 requests.",
+        ),
         (OPEN.replace("poisson", "gamma"), "a gamma load needs burstiness"),
         (OPEN.replace("poisson", "ramp"), "a ramp load needs start_rate"),
         (OPEN.replace("poisson", "ramp") + ", start_rate: 1, num_steps: 1", "num_steps is 1"),

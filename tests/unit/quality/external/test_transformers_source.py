@@ -26,6 +26,20 @@ def test_it_gives_the_rows_that_our_runtime_gives(tiny_llama):
     assert (source.name, source.scheme) == (tiny_llama.name, "fp32")
 
 
+@pytest.mark.parametrize("num_scored", [16, 3])
+def test_a_last_token_beyond_the_limit_is_not_read(make_tiny_model, num_scored):
+    path = make_tiny_model("gpt2", max_position_embeddings=16)  # learned positions: no 17th
+    window = Window(WINDOW.token_ids[:17], num_scored, 0)
+    source = load_transformers(path, dtype="float32")
+    assert source.max_tokens == 16
+    [logits] = source.chunks(window)
+    [expected] = ModelLogits(load_model(path, dtype="float32"), name="ours", scheme="fp32").chunks(
+        window
+    )
+    assert logits.shape == (num_scored, 128)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_rows_come_in_the_chunks_that_every_source_has(tiny_llama, monkeypatch):
     monkeypatch.setattr("llmopt.quality.source.CHUNK_ELEMENTS", 128 * 5)
     chunks = list(load_transformers(tiny_llama).chunks(WINDOW))

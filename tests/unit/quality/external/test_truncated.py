@@ -135,8 +135,8 @@ def test_scoring_stops_when_the_goal_is_reached(table_source, truncated_table, w
 
 
 def test_a_window_that_is_too_long_is_refused(table_source, truncated_table, windows):
-    source = truncated_table(table_source(), k=3, max_tokens=32)
-    with pytest.raises(UsageError, match="at most 32 tokens, and the windows have 33"):
+    source = truncated_table(table_source(), k=3, max_tokens=31)
+    with pytest.raises(UsageError, match="at most 31 tokens at once, and the windows need 32"):
         score_truncated(source, table_source(), windows)
     with pytest.raises(UsageError, match="at most 30 tokens"):
         score_truncated(source, table_source(max_tokens=30), windows)

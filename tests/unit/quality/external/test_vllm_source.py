@@ -93,7 +93,7 @@ def test_perplexity_and_agreement_are_those_of_the_logits(server, table_source, 
     target, base = (table_source(noise=noise, rows_per_chunk=99) for noise in (0.5, 0.0))
     exact = score_windows(target, base, windows)
     with open_server(server.url, top_k=5) as source:
-        assert (source.name, source.max_tokens) == ("m", 64)
+        assert (source.name, source.max_tokens) == ("m", 63)
         told = score_truncated(source, base, windows)
     np.testing.assert_allclose(told.log_ratio_sums, exact.log_ratio_sums, rtol=1e-5)
     for own, its in zip(told.statistics, exact.statistics, strict=True):
@@ -136,7 +136,7 @@ def test_one_of_several_models_is_asked_by_its_name(server, window):
     ):
         pass
     with open_server(server.url, model="other") as source:
-        assert source.max_tokens == 32
+        assert source.max_tokens == 31  # and the window's last token, and one that is generated
         source.log_probs(window)
     assert server.requests[0]["model"] == "other"
 

@@ -73,6 +73,23 @@ def test_perplexity_of_targets():
     assert single.ratio_ci is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_perplexity_beyond_all_numbers_is_infinite():
+    """Both models have answered by then: a hopeless one must not end in an error."""
+
+    def scores(*values: float) -> list[TaskScores]:
+        items = [TaskItem(str(i), (v,), None, False, None) for i, v in enumerate(values)]
+        return [TaskScores("lambada", tuple(items))]
+
+    report = build_report("t", "b", scores(-900.0, -800.0), scores(-1.0, -2.0), source="x")
+    perplexity = report.tasks[0].perplexity
+    assert perplexity is not None
+    assert perplexity.base == pytest.approx(math.exp(1.5))
+    assert (perplexity.target, perplexity.ratio) == (math.inf, math.inf)
+    assert perplexity.ratio_ci == (math.inf, math.inf)
+    json.dumps(to_json(report), allow_nan=False)
+
+
 def test_nothing_to_answer(task_model):
     with pytest.raises(UsageError, match="no items"):
         compare_tasks(task_model, task_model, {})

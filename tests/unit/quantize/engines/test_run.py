@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmopt.errors import BackendError, OutputError, QuantizationError, UsageError
+from llmopt.errors import (
+    BackendError,
+    CheckpointError,
+    OutputError,
+    QuantizationError,
+    UsageError,
+)
 from llmopt.formats.checkpoint import CheckpointReader
 from llmopt.formats.quantized import QuantSpec
 from llmopt.quantize.calibration import CalibrationData
@@ -239,6 +245,16 @@ def test_a_source_that_is_quantized_already(request_of, source):
     (source / "config.json").write_text(json.dumps(config | {"quantization_config": {}}))
     with pytest.raises(QuantizationError, match="quantized already"):
         quantize_with_engine("stub", request_of(), lambda line: None)
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_source_with_a_malformed_or_an_empty_quantization_config(request_of, source):
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"quantization_config": []}))
+    with pytest.raises(CheckpointError, match="no JSON object"):
+        quantize_with_engine("stub", request_of(), lambda line: None)
+    (source / "config.json").write_text(json.dumps(config | {"quantization_config": None}))
+    quantize_with_engine("stub", request_of(), lambda line: None)
 
 
 def test_gguf_files_go_in_and_out(worker, request_of, tmp_path):

@@ -96,9 +96,10 @@ def _rows(
 ) -> Iterator[EngineRow]:
     name = scheme or BF16
     model = make_large_model(config, scheme, device, drawn)
-    engine = Engine(model, load.engine_config())
+    settings = load.engine_config()
+    engine = Engine(model, settings)
     cost = cost_model(
-        model.config, weight_bytes=model.weight_bytes, kv_element_bytes=model.dtype.itemsize
+        model.config, weight_bytes=model.weight_bytes, dtype=model.dtype, engine=settings
     )
     for batch in load.batches:
         if is_late():

@@ -241,7 +241,7 @@ def _read_prompts(prompt: list[str] | None, prompts_file: Path | None) -> list[s
 
     prompts = list(prompt or [])
     if prompts_file is not None:
-        prompts += [line for line in _read_text(prompts_file).splitlines() if line.strip()]
+        prompts += [line for line in _read_text(prompts_file).split("\n") if line.strip()]
     if not prompts:
         raise UsageError("there is no prompt", 'Give --prompt "..." or --prompts-file FILE.')
     return prompts

@@ -71,7 +71,7 @@ def rounding_problem(
     if codes.dtype != expected_codes.dtype:
         return f"codes are {codes.dtype}, not {expected_codes.dtype}"
     unit = torch.finfo(torch.bfloat16).eps
-    if ((scales - expected_scales).abs() > max_steps * unit * expected_scales).any():
+    if not ((scales - expected_scales).abs() <= max_steps * unit * expected_scales).all():
         return "a scale is not that of the token"
     if codes.dtype == torch.int8:
         steps = (codes.int() - expected_codes.int()).abs().max().item()

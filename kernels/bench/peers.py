@@ -38,7 +38,7 @@ def uniform_peers(x: torch.Tensor, weight: QuantizedWeight, traffic: int) -> Ite
     if x.device.type != "cuda" or weight.spec.bits != 4:
         return
     num_bytes = traffic + weight.codes.numel() // 2 + weight.scales.nbytes
-    yield Contender("tinygemm", _Tinygemm(x, weight), 2 * weight.scales.nbytes + num_bytes)
+    yield Contender("tinygemm", _Tinygemm(x, weight), weight.scales.nbytes + num_bytes)
     if importlib.util.find_spec("gemlite") is not None:
         yield Contender("gemlite", _Gemlite(x, weight), num_bytes)
 

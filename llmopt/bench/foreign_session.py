@@ -118,13 +118,10 @@ class ForeignSession:
         is_fresh = self._live.is_managed and self._num_runs == 0
         unknown = None if is_fresh else self._live.reset_cache()
         state = "empty at each start" if is_fresh else "emptied before each run"
-        self._note(cache=state if unknown is None else f"not known to be empty: {unknown}")
+        self.note(cache=state if unknown is None else f"not known to be empty: {unknown}")
         if unknown is None:
             return True
-        if self._live.is_managed:
-            return False
-        self._note(prompts="new in each run, of the lengths that the seed gives")
-        return None
+        return False if self._live.is_managed else None
 
     def finish(self, run: RunRecord) -> None:
         """Note what the runtime says after a run. Raises BackendError when no request was served,
@@ -140,7 +137,7 @@ class ForeignSession:
         tail = self._live.log_tail() if errors else self.facts.log_tail
         metrics = self._live.server_metrics()
         self.facts = replace(self.facts, log_tail=tail, server_metrics=metrics or None)
-        self._note(num_servers="one for all runs" if self.keep else "one for each run")
+        self.note(num_servers="one for all runs" if self.keep else "one for each run")
 
     def release(self) -> None:
         """The run is over: end the runtime, unless it is to be kept."""
@@ -153,12 +150,13 @@ class ForeignSession:
         if live is not None:
             live.stop()
 
-    def _needs(self, plan: LoadPlan | None) -> BackendRequest | None:
-        return None if plan is None else self.target.request(plan)
-
-    def _note(self, **settings: object) -> None:
+    def note(self, **settings: object) -> None:
+        """Keep something in the facts, as a setting of what is alive."""
         assert self.facts is not None, "what was started has facts"
         self.facts = replace(self.facts, settings=self.facts.settings | settings)
+
+    def _needs(self, plan: LoadPlan | None) -> BackendRequest | None:
+        return None if plan is None else self.target.request(plan)
 
 
 def open_session(

@@ -13,32 +13,32 @@ from llmopt.results import files
 _NAME = "session.json"
 
 
-def is_finished(session: Session, revision: str | None) -> bool:
+def is_finished(session: Session, commit: str | None) -> bool:
     """Whether the session's directory holds its results already.
 
-    revision: what both sides are; None: the running version. Raises UsageError if they are those of
-    another session.
+    commit: of both sides; None: nobody knows. Raises UsageError if they are those of another
+    session.
     """
     path = session.out / _NAME
     if not path.exists():
         return False
-    if files.read(path) != _document(session, revision):
+    if files.read(path) != _document(session, commit):
         raise UsageError(
-            f"{session.out} holds a session of another recipe, revision, device or number of runs",
+            f"{session.out} holds a session of another recipe, commit, device or number of runs",
             "Choose another --out, or remove the directory.",
         )
     return True
 
 
-def mark_finished(session: Session, revision: str | None) -> None:
+def mark_finished(session: Session, commit: str | None) -> None:
     """Say that the session's results are all there. Raises OutputError."""
-    files.write(session.out / _NAME, _document(session, revision))
+    files.write(session.out / _NAME, _document(session, commit))
 
 
-def _document(session: Session, revision: str | None) -> dict[str, object]:
+def _document(session: Session, commit: str | None) -> dict[str, object]:
     return {
         "recipe_sha256": hashlib.sha256(session.recipe.read_bytes()).hexdigest(),
-        "revision": revision,
+        "commit": commit,
         "device": session.device,
         "repeats": session.repeats,
     }

@@ -1,9 +1,10 @@
 """One run of one cell: a plan, a fresh engine or another runtime, warm-up, load.
 
 Knows nothing about sweeps, journals or quality. The laws: every run begins with an empty cache, or
-says that it may not, and every target gets the same requests in the same repeat; a server that may
-have seen them before, in whatever run, gets others of the same lengths; this machine is watched
-only where it is the one that serves.
+says that it may not, and every target gets the same requests in the same repeat; but a server that
+may have seen them before, in whatever run, gets others of the same lengths, whose variant the run
+records (prompts of a file come as they are); this machine is watched only where it is the one that
+serves.
 """
 
 import asyncio
@@ -84,7 +85,7 @@ def measure_run(
         run = _drive(backend, plan, watch, repeat=repeat, seed=seed, on_request=on_request)
     finally:
         backend.stop()
-    return replace(run, startup_s=startup_s, cache_emptied=True)
+    return replace(run, startup_s=startup_s, cache_emptied=True, prompt_variant=load.variant)
 
 
 def _plan(served: Served, load: LoadPlan, repeat: int, seed: int) -> RunPlan:
@@ -109,8 +110,13 @@ def _measure_foreign(
         backend = session.acquire(load, served.text_token_ids, on_wait)
         startup_s = time.perf_counter() - started_s
         cache_emptied = session.empty_cache()
-        if cache_emptied is None:
-            plan = _plan(served, replace(load, variant=secrets.randbits(64)), repeat, seed)
+        variant = load.variant
+        if cache_emptied is None and served.user_prompts:
+            cache_emptied = False if repeat else None  # they are what they are, and come again
+        elif cache_emptied is None:
+            variant = secrets.randbits(32)
+            plan = _plan(served, replace(load, variant=variant), repeat, seed)
+            session.note(prompts="new in each run, of the lengths that the seed gives")
         device = torch.device(target.device)
         watch = MachineWatch(device, of_children=True) if backend.is_managed else None
         run = _drive(
@@ -127,7 +133,7 @@ def _measure_foreign(
         session.close()
         raise
     session.release()
-    return replace(run, startup_s=startup_s, cache_emptied=cache_emptied)
+    return replace(run, startup_s=startup_s, cache_emptied=cache_emptied, prompt_variant=variant)
 
 
 def _drive(

@@ -40,6 +40,12 @@ def install(
     LLMOPT_ENVIRONMENT_GPTQMODEL) to its python instead; to use a server's program that exists
     already, LLMOPT_SERVER_NAME (such as LLMOPT_SERVER_LLAMA_SERVER). Interrupting is safe: the same
     command begins again.
+
+    Examples:
+
+        llmopt backend install vllm
+
+        llmopt backend install gptqmodel --python python3.12
     """
     from rich.console import Console
 
@@ -68,7 +74,14 @@ def install(
 def show(
     json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON.")] = False,
 ) -> None:
-    """Show the backends (state, version, loadable formats), and every environment."""
+    """Show the backends (state, version, loadable formats), and every environment.
+
+    Examples:
+
+        llmopt backend list
+
+        llmopt backend list --json
+    """
     from llmopt.backends.availability import backend_state
     from llmopt.backends.catalogue import BACKENDS
     from llmopt.cli.backend_view import (
@@ -101,7 +114,12 @@ def show(
 
 @app.command("remove")
 def remove(name: Name) -> None:
-    """Remove an environment from the cache."""
+    """Remove an environment from the cache.
+
+    Example:
+
+        llmopt backend remove vllm
+    """
     from llmopt.environment.install import remove_environment
     from llmopt.environment.installation import directory_of
 

@@ -46,14 +46,17 @@ def bench(
         ),
     ] = None,
     concurrency: Annotated[
-        str,
-        typer.Option(help="Requests in flight, or served at a time: 1,8.", rich_help_panel=WHEN),
-    ] = "1,8",
+        str | None,
+        typer.Option(
+            help="Requests in flight (1,8 if absent), or in an open loop served at a time (8).",
+            rich_help_panel=WHEN,
+        ),
+    ] = None,
     requests: Annotated[
         int | None,
         typer.Option(
             help="Requests per run; the larger of 4 and 2 x concurrency, 100 in an open loop (in a"
-            " search at least 4 x concurrency).",
+            " search at least 2 x concurrency).",
             rich_help_panel=WHEN,
         ),
     ] = None,

@@ -25,7 +25,7 @@ class LoadOptions:
     """The options as they were given. Texts are read by `loads_of_options`."""
 
     kind: str | None
-    concurrency: str
+    concurrency: str | None
     requests: int | None
     duration_s: float | None
     rate: str | None
@@ -46,12 +46,12 @@ class LoadOptions:
 
 
 def loads_of_options(options: LoadOptions) -> list[Load]:
-    """Return a load for each concurrency of a closed loop, or for each rate of an open one.
+    """Return a load for each concurrency, and for each rate of an open loop.
 
     Raises UsageError.
     """
     kind = _kind(options)
-    levels = _numbers("--concurrency", options.concurrency)
+    levels = _levels(options, kind)
     rates: list[float | None] = [None]
     if options.rate is not None:
         rates = list(_numbers("--rate", options.rate))
@@ -75,9 +75,14 @@ def loads_of_options(options: LoadOptions) -> list[Load]:
             slo=options.slo,
             workload=_workload(options),
         )
-        for level in (levels if kind == "closed" else levels[-1:])
+        for level in levels
         for rate in rates
     ]
+
+
+def _levels(options: LoadOptions, kind: LoadKind) -> list[float]:
+    default = "1,8" if kind == "closed" else "8"
+    return list(_numbers("--concurrency", options.concurrency or default))
 
 
 def _kind(options: LoadOptions) -> LoadKind:

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Show what is usable on this machine, and the command that adds what is not."""
+    """Show what is usable on this machine, and the command that adds what is not.
+
+    Examples:
+
+        llmopt doctor
+
+        llmopt doctor --json
+    """
     from llmopt.cli.output import print_json
     from llmopt.hardware.doctor import diagnose
 

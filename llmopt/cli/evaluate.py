@@ -146,7 +146,7 @@ def evaluate(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(help="Items per task, from its start.", rich_help_panel=FURTHER_PANEL),
+        typer.Option(min=1, help="Items per task, from its start.", rich_help_panel=FURTHER_PANEL),
     ] = None,
     greedy: Annotated[
         bool,

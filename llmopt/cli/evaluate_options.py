@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from llmopt.cli.output import require_place
 from llmopt.errors import UsageError
 from llmopt.layers.native_linear import WeightActivations
 from llmopt.quality.external.sources import SourceKind
@@ -76,6 +77,9 @@ def check(asked: Evaluation) -> None:
         )
     if named and asked.base is None:
         raise UsageError(f"{named} compares with a base", "Add --base MODEL.")
+    for path in (asked.out, asked.html):
+        if path is not None:
+            require_place(path)
     kind, url = runtime(asked.backend)
     if named and kind != OWN_RUNTIME:
         raise UsageError(

@@ -209,24 +209,26 @@ def _learn(
 
     from llmopt.bench.paired_runs import NEW, OLD, Session, run_session
     from llmopt.bench.session_mark import is_finished, mark_finished
-    from llmopt.bench.worktree import source_root, worktree
+    from llmopt.bench.worktree import find_revision, source_root, worktree
     from llmopt.cli.output import print_json
     from llmopt.cli.progress import StageProgress
+    from llmopt.hardware.device import environment_facts
     from llmopt.report.gate.matching import match
     from llmopt.report.gate.noise_floor import learn, write_noise
     from llmopt.report.gate.wording import headline
 
     root = source_root()
+    commit = environment_facts("cpu").git_sha if against is None else find_revision(root, against)
     sessions, verdicts = [], []
     source = nullcontext(root) if against is None else worktree(root, against)
     with source as tree:
         for number in range(1, num_sessions + 1):
             folder = out / f"aa-{number:03d}"
             session = Session(recipe, folder, _repeats(recipe, repeats), device)
-            if not is_finished(session, against):
+            if not is_finished(session, commit):
                 with StageProgress() as progress:
                     run_session(session, {OLD: tree, NEW: tree}, progress)
-                mark_finished(session, against)
+                mark_finished(session, commit)
             report, results = _judge([folder / OLD], [folder / NEW], rules, None, None)
             sessions.append(match(_read([folder / OLD])[0], results))
             verdicts.append(report.verdict)

@@ -192,6 +192,7 @@ def _run(
     except KeyboardInterrupt:
         interrupted = True
     _show(prompts, run.outputs(), chat=chat, json=json)
+    _end(run.outputs())
     if interrupted:
         raise KeyboardInterrupt
 
@@ -218,6 +219,20 @@ def _show(
             if len(output.completions) > 1:
                 typer.echo(f"--- {completion.index}")
             typer.echo(completion.text if chat else text + completion.text)
+
+
+def _end(outputs: Sequence["RequestOutput"]) -> None:
+    """Exit code 1 if an output had to be given up, which its text does not show."""
+    given_up = [
+        output.request_id
+        for output in outputs
+        if any(completion.finish_reason == "error" for completion in output.completions)
+    ]
+    if given_up:
+        typer.echo(
+            f"output {', '.join(given_up)} ended early: its constraint got too complex", err=True
+        )
+        raise typer.Exit(1)
 
 
 def _plain(output: "RequestOutput") -> dict[str, object]:

@@ -87,6 +87,7 @@ class DecodeGraphs:
             device=model.device,
         )
         self._graphs: dict[tuple[int, int], Compute] = {}
+        self._logits: Tensor | None = None  # of all graphs, which would keep as many of their own
 
     def takes(self, output: SchedulerOutput) -> bool:
         """Whether a step is nothing but decodes, and not too many."""
@@ -128,9 +129,19 @@ class DecodeGraphs:
             hidden = model.forward(
                 inputs.input_ids(bucket), inputs.positions(bucket), metadata, self._kv_cache
             )
-            return model.compute_sampling_logits(hidden)
+            return self._kept(model.compute_sampling_logits(hidden))
 
         return compute
+
+    def _kept(self, logits: Tensor) -> Tensor:
+        """The logits [bucket, V] in the one place that they have outside the graphs' memory. It is
+        made when the first graph is tried before it is recorded.
+        """
+        if self._logits is None:
+            self._logits = logits.new_empty(self.buckets[-1], *logits.shape[1:])
+        kept = self._logits[: len(logits)]
+        kept.copy_(logits)
+        return kept
 
 
 class CudaCapture:

@@ -14,7 +14,8 @@ from llmopt.errors import UsageError
 ConstraintKind = Literal["json_schema", "regex", "grammar"]
 
 # Within these, whatever a model computes stays finite in float32.
-_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1e-5, 1e5
+MIN_TEMPERATURE = 1e-5  # that logits are divided by
+_MAX_TEMPERATURE = 1e5
 _MAX_REPETITION = 100.0
 _MAX_BIAS = 1e4
 
@@ -48,7 +49,8 @@ class SamplingParams:
             where positive and multiplied where negative (Keskar et al., 2019, CTRL); 1 is off.
         frequency_penalty: subtracted from a token's logit for each time that it was generated.
         presence_penalty: subtracted once if it was generated. Both are OpenAI's, from -2 to 2.
-        temperature: 0 is greedy; otherwise, from 1e-5 to 1e5, logits are divided by it.
+        temperature: 0 is greedy; otherwise, up to 1e5, logits are divided by it, or by 1e-5 where
+            it is smaller.
         top_k: keep the k most likely tokens; None keeps all.
         top_p: then keep the smallest set of most likely tokens whose probability reaches top_p.
         min_p: then keep tokens at least this fraction as likely as the most likely one.
@@ -162,11 +164,10 @@ def _check_lengths(params: SamplingParams) -> None:
 
 def _check_distribution(params: SamplingParams) -> None:
     _require(
-        params.temperature == 0 or _MIN_TEMPERATURE <= params.temperature <= _MAX_TEMPERATURE,
+        0 <= params.temperature <= _MAX_TEMPERATURE,
         "temperature",
         params.temperature,
-        "Give 0 for greedy decoding, or a number from"
-        f" {_MIN_TEMPERATURE:g} to {_MAX_TEMPERATURE:g}.",
+        f"Give 0 for greedy decoding, or a number up to {_MAX_TEMPERATURE:g}.",
     )
     _require(
         params.top_k is None or params.top_k >= 1,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from llmopt.engine.request import Request, RequestStatus
-from llmopt.engine.sampling_params import Constraint, SamplingParams
+from llmopt.engine.sampling_params import MIN_TEMPERATURE, Constraint, SamplingParams
 from llmopt.engine.scheduler import ScheduledRequest
 from llmopt.engine.structured import GrammarCompiler, GrammarState
 from llmopt.errors import UsageError
@@ -189,7 +189,7 @@ def sampling_row(request: Request, offset: int = 0) -> SamplingRow:
     params = request.params
     position = request.num_output_tokens + offset
     return SamplingRow(
-        temperature=params.temperature,
+        temperature=params.temperature and max(params.temperature, MIN_TEMPERATURE),
         top_k=params.top_k,
         top_p=params.top_p,
         min_p=params.min_p,

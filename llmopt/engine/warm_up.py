@@ -40,7 +40,9 @@ def warm_up(runner: ModelRunner, plan: KVPlan, config: EngineConfig) -> None:
     if isinstance(model, Decoder):
         model.stack_experts()
     compile_steps(runner, plan, config)
-    if config.cuda_graphs and uses_triton(cache_tensors(runner.kv_cache[0][0])[0]):
+    can_be_recorded = not (isinstance(model, Decoder) and model.waits_for_device)
+    is_triton = uses_triton(cache_tensors(runner.kv_cache[0][0])[0])
+    if config.cuda_graphs and can_be_recorded and is_triton:
         runner.graphs = DecodeGraphs(
             model,
             runner.kv_cache,

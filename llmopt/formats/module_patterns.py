@@ -106,9 +106,9 @@ def _can_explode(expression: str, letters: int) -> bool:
     """Whether matching a name of so many letters could take more than MAX_STEPS.
 
     Decided on the safe side: a group that is repeated counts, whatever is in it, and so does what
-    may hide one (comments, spaces that mean nothing). Otherwise there are at most as many ways to
-    try as ways to share the letters out among the unbounded repeats, times those to take or leave
-    what is optional, times those to choose from the alternatives.
+    may hide one (comments, spaces that mean nothing). Otherwise each alternative of the whole has
+    at most as many ways to try as ways to share the letters out among the unbounded repeats, times
+    those to take or leave what is optional, times those to choose within its groups.
     """
     bare = re.sub(r"\\.", "x", expression)
     if re.search(r"\(\?(?:#|\w*x)", bare) is not None:
@@ -116,10 +116,25 @@ def _can_explode(expression: str, letters: int) -> bool:
     bare = re.sub(r"\[\^?\]?[^\]]*\]", "x", bare)
     if re.search(r"\)(?:[*+]|\{)", bare) is not None:
         return True
+    return sum(_num_ways(part, letters) for part in _alternatives(bare)) > MAX_STEPS
+
+
+def _num_ways(bare: str, letters: int) -> int:
     num_repeats = len(re.findall(r"[*+]|\{\d*,\d*\}", bare))
     num_optional = len(re.findall(r"(?<![(*+?}])\?", bare))  # the others name or soften something
-    ways = math.comb(letters + num_repeats, num_repeats) << num_optional
-    return ways * _num_choices(bare) > MAX_STEPS
+    return math.comb(letters + num_repeats, num_repeats) * _num_choices(bare) << num_optional
+
+
+def _alternatives(bare: str) -> list[str]:
+    """What stands between the bars that are in no group."""
+    parts, depth = [""], 0
+    for letter in bare:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "|" and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _num_choices(bare: str) -> int:

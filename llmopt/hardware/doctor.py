@@ -25,7 +25,7 @@ from llmopt_kernels.wna16.torch_cpu import pack_int4, pack_int8
 State = Literal["ok", "missing", "off"]
 
 _MODEL_BYTES = 600_000_000  # what fetching the default model takes
-_OWN_ENVIRONMENT = "python -m venv {name}-env && {name}-env/bin/pip install {requirement}"
+_DEFAULT_MODEL = "smollm2-135m"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +51,7 @@ class _Optional:
     command: str
 
 
-def _own_environment(package: str, module: str, purpose: str, requirement: str) -> _Optional:
-    """A package that pins its own torch, so it must not be installed beside llmopt."""
-    command = _OWN_ENVIRONMENT.format(name=package, requirement=requirement)
-    return _Optional(package, module, f"{purpose}; in an environment of its own", command)
-
-
-_OPTIONAL = (
-    _own_environment("lm_eval", "lm_eval", "task accuracy", "lm_eval"),
-    _own_environment("vllm", "vllm", "a server to compare with", "vllm"),
-)
+_OPTIONAL = (_Optional("lm_eval", "lm_eval", "task accuracy", 'pip install "llmopt[tasks]"'),)
 
 
 def diagnose() -> list[Finding]:
@@ -182,13 +173,13 @@ def _compiler() -> Finding:
 
 
 def _cached_models() -> Finding:
-    models = sorted((cache_directory() / "models").glob("*/*/config.json"))
+    models = sorted((cache_directory() / "models").glob(f"*/{_DEFAULT_MODEL}/config.json"))
     if not models:
         return Finding(
             "default model",
             "off",
             "not in the cache; fetched when it is first used (93 MB)",
-            "llmopt generate smollm2-135m",
+            f"llmopt generate {_DEFAULT_MODEL} -p Hello",
         )
     return Finding("default model", "ok", ", ".join(str(path.parent) for path in models))
 

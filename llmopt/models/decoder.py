@@ -239,10 +239,20 @@ class Decoder:
         """Compute the experts of each mixture together (`MixtureOfExperts.stack`): on a GPU, when
         no layer is changed any more. Once is enough.
         """
-        mixtures = [block.mlp for block in self.blocks if isinstance(block.mlp, MixtureOfExperts)]
-        for mixture in () if self._has_stacks else mixtures:
+        for mixture in () if self._has_stacks else self._mixtures:
             mixture.stack()
         self._has_stacks = True
+
+    @property
+    def waits_for_device(self) -> bool:
+        """Whether a step needs an answer of the device before it ends, as where experts are
+        computed one after the other: such a step cannot be recorded.
+        """
+        return not all(mixture.is_stacked for mixture in self._mixtures)
+
+    @property
+    def _mixtures(self) -> list[MixtureOfExperts]:
+        return [block.mlp for block in self.blocks if isinstance(block.mlp, MixtureOfExperts)]
 
     @cached_property
     def native(self) -> NativeForward | None:

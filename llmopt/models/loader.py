@@ -65,7 +65,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The torch device of a name; UsageError if there is none here."""
+    """The torch device of a name; UsageError if there is none here.
+
+    A GPU that is named by its number becomes the current one: Triton launches on that.
+    """
     try:
         target = torch.device(device)
     except RuntimeError as error:
@@ -79,6 +82,8 @@ def resolve_device(device: str) -> torch.device:
                 f"the device {device} was asked for and {count} CUDA devices are usable here",
                 "Use --device cpu, or install a CUDA build of torch on a machine with a GPU.",
             )
+        if target.index is not None:
+            torch.cuda.set_device(target)
     return target
 
 

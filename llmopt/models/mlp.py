@@ -65,6 +65,11 @@ class MixtureOfExperts:
         gate_up, down = self.stages
         self._stacked = stack_experts(gate_up, down, self.experts[0].activation)
 
+    @property
+    def is_stacked(self) -> bool:
+        """Whether the experts are computed together, without waiting for the device."""
+        return self._stacked is not None
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x: [T, C] -> [T, C]."""
         weights, chosen = route(self.router(x), self.facts.per_token, self.facts.normalized)

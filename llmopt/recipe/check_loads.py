@@ -12,7 +12,7 @@ from llmopt.recipe.loads import Lengths, Load, LoadKind, Workload
 from llmopt.recipe.schema import Recipe
 
 MIN_RUNS = 3  # fewer have no interval
-MIN_REQUESTS_PER_SLOT = 4  # of a search: a queue that grows outgrows the requests in service
+MIN_REQUESTS_PER_SLOT = 2  # of a search: a queue that grows outgrows the requests in service
 RATED: tuple[LoadKind, ...] = ("constant", "poisson", "gamma", "ramp")
 
 # fields that only some kinds have, and whether those need them

@@ -42,7 +42,8 @@ def list_recipes(directory: Path) -> list[ShippedRecipe]:
 
 def _read(path: Path) -> ShippedRecipe:
     try:
-        return ShippedRecipe(path, _description(path), load_recipe(path))
+        recipe = load_recipe(path)
+        return ShippedRecipe(path, _description(path), recipe)
     except LLMOptError as error:
         return ShippedRecipe(path, "", None, str(error))
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from llmopt.bench.attribution import attribute_cell
 from llmopt.bench.explanation import Explanation, Subject, explain
 from llmopt.report.columns import MISSING, load_text, three_digits
-from llmopt.report.rows import Row, machine, make_rows, newest
+from llmopt.report.rows import Row, load_shape, machine, make_rows, newest
 from llmopt.results.attribution import Attribution, PartName, StepProfile
 from llmopt.results.codec import to_json
 from llmopt.results.schema import CellResult
@@ -252,4 +252,4 @@ def _is_base_of(base: AttributedRow, other: AttributedRow) -> bool:
 
 def _site(result: CellResult) -> tuple[object, ...]:
     """What a base and its rows have in common."""
-    return machine(result), result.recipe_name, result.backend.name, result.load
+    return machine(result), result.recipe_name, result.backend.name, load_shape(result.load)

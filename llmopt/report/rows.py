@@ -8,7 +8,7 @@ recipe, load and machine, and of the same backend unless another one is named.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
 
@@ -227,7 +227,14 @@ def _ratio(numerators: Sequence[float], denominators: Sequence[float]) -> _Ratio
 
 
 def _base_key(result: CellResult, backend: str, target: str) -> _BaseKey:
-    return (machine(result), result.recipe_name, backend, target, result.load)
+    return (machine(result), result.recipe_name, backend, target, load_shape(result.load))
+
+
+def load_shape(load: LoadSpec | None) -> LoadSpec | None:
+    """What results have in common that may be compared: all of the load but how long it went on and
+    what was asked of its latencies.
+    """
+    return None if load is None else replace(load, num_requests=0, warmup_requests=0, slo=())
 
 
 def _load_key(load: LoadSpec | None) -> _LoadKey:

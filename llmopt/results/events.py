@@ -76,3 +76,4 @@ class RunRecord:
     energy: EnergyRecord | None = None
     machine_before: MachineState | None = None
     machine_after: MachineState | None = None
+    prompt_variant: int = 0  # with the seed it decides the prompts; 0: the seed alone does

@@ -100,6 +100,7 @@ def _walk(directory: Path) -> Iterator[Path]:
         if _CHECKPOINT_FILES.intersection(names):  # a bench may have made it here
             folders.clear()
             continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             if name.endswith(".json") and name != JOURNAL_NAME and not name.startswith("."):
                 yield Path(folder, name)

@@ -24,7 +24,7 @@ def activate(gate, ACTIVATION: tl.constexpr):
     if ACTIVATION == "silu":
         return gate * tl.sigmoid(gate)
     if ACTIVATION == "gelu_tanh":
-        return gate * tl.sigmoid(GELU_SLOPE * (gate + 0.044715 * gate * gate * gate))
+        return gate * tl.sigmoid((gate + 0.044715 * gate * gate * gate) * GELU_SLOPE)
     return 0.5 * gate * (1.0 + tl.erf(gate * SQRT_HALF))
 
 

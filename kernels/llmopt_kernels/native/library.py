@@ -60,13 +60,19 @@ def _load(directory: Path) -> NativeLibrary | None:
 
 
 def _open(directory: Path) -> ctypes.CDLL:
-    """The library, built a second time where what is there cannot be loaded."""
+    """The library, built a second time where what is there cannot be loaded; but only once, as it
+    may be that none can be loaded here.
+    """
     compiler = find_compiler()
     library = build_library(directory, compiler, on_compile=_say_compiling)
+    tried = library.with_suffix(".rebuilt")
     try:
         return ctypes.CDLL(str(library))
     except OSError:
+        if tried.exists():
+            raise
         library.unlink(missing_ok=True)
+        tried.touch()
     return ctypes.CDLL(str(build_library(directory, compiler, on_compile=_say_compiling)))
 
 

@@ -431,6 +431,21 @@ def test_a_server_of_unknown_cache_never_gets_the_same_prompts_again(
     ]
     assert bool(set(first) & set(second)) is is_repeated
     assert all(("prompts" in r.backend.settings) is not is_repeated for r in results)
+    assert all((r.runs[0].prompt_variant == 0) is is_repeated for r in results)
+
+
+def test_prompts_of_a_file_that_come_again_are_not_called_new(recipe, run, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "one two three four five six seven eight"}\n' * 4)
+    (load,) = recipe.loads
+    load = replace(load, prompt_tokens=64, workload=Workload(prompts=str(prompts)))
+    with MockProcess() as server:
+        spec = BackendSpec("openai", url=server.url, model="mock")
+        (result,) = run(replace(recipe, backends=(spec,), loads=(load,), repeats=2))
+    assert result.error is None
+    assert [run.cache_emptied for run in result.runs] == [None, False]
+    assert [run.prompt_variant for run in result.runs] == [0, 0]
+    assert "prompts" not in result.backend.settings
 
 
 def test_an_attached_server_without_its_key_is_refused(recipe, run, monkeypatch):

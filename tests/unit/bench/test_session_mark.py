@@ -20,13 +20,13 @@ def test_a_session_is_finished_once_it_is_marked(session):
     assert is_finished(session, None)
 
 
-@pytest.mark.parametrize("change", [{"repeats": 4}, {"device": "cuda"}, "recipe", "revision"])
+@pytest.mark.parametrize("change", [{"repeats": 4}, {"device": "cuda"}, "recipe", "commit"])
 def test_another_session_is_not_taken_for_it(session, change):
     mark_finished(session, None)
-    revision = "main" if change == "revision" else None
+    commit = "0123" if change == "commit" else None
     if change == "recipe":
         session.recipe.write_text("name: other\n")
     if isinstance(change, dict):
         session = replace(session, **change)
     with pytest.raises(UsageError, match="a session of another recipe"):
-        is_finished(session, revision)
+        is_finished(session, commit)

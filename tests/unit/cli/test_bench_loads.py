@@ -9,7 +9,7 @@ from llmopt.recipe.load import recipe_from_targets
 from llmopt.recipe.loads import Lengths, Load, Workload
 
 ABSENT = {field.name: None for field in fields(LoadOptions)} | {
-    "concurrency": "1,8",
+    "concurrency": None,
     "time_scale": 1.0,
     "random_tokens": False,
     "turns": 1,
@@ -50,7 +50,7 @@ def test_an_slo_without_a_rate_is_a_search():
     assert (load.is_searched, load.num_requests) == (True, 100)
     (load,) = loads(slo="ttft_p95<1s", rate="3", concurrency="32")
     assert (load.is_searched, load.num_requests) == (False, 100)
-    (load,) = loads(slo="ttft_p95<1s", concurrency="32")
+    (load,) = loads(slo="ttft_p95<1s", concurrency="64")
     assert (load.is_searched, load.num_requests) == (True, 128)
 
 
@@ -111,3 +111,9 @@ def test_the_workload_is_what_was_asked_for():
 def test_what_makes_no_sense_is_refused(given):
     with pytest.raises(UsageError):
         loads(**given)
+
+
+def test_every_concurrency_that_was_given_is_a_load_and_otherwise_there_is_one_default():
+    assert [load.concurrency for load in loads()] == [1, 8]
+    assert [load.concurrency for load in loads(rate="2")] == [8]
+    assert [load.concurrency for load in loads(rate="2", concurrency="4,16")] == [4, 16]

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from tokenizers import pre_tokenizers
 
 from llmopt.cli import generate as command
+from llmopt.engine.structured import GrammarState
 from llmopt.errors import UsageError
 
 
@@ -126,3 +128,14 @@ def test_random_weights_of_a_config_are_served_with_a_models_tokenizer(
     assert dummy == again
     assert dummy["prompt_token_ids"] == real["prompt_token_ids"]
     assert dummy["token_ids"] != real["token_ids"]
+
+
+def test_an_output_that_was_given_up_is_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    pytest.importorskip("llguidance")
+    monkeypatch.setattr(GrammarState, "has_failed", property(lambda _: True))
+    with pytest.raises(typer.Exit) as end:
+        generate(model, regex="a*", ignore_eos=False)
+    assert end.value.exit_code == 1
+    assert "ended early: its constraint got too complex" in capsys.readouterr().err

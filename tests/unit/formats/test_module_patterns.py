@@ -109,6 +109,8 @@ def test_what_is_no_regular_expression_is_refused(expression):
         r".*\.(?:3[1-9]|2[0-9])\..*",
         r"model\.layers\.\d+\.mlp\.(gate|up)_proj$",
         "[+*]",
+        ".*attn.*|.*visual.*|.*mtp.*",
+        ".*lm_head.*|.*embed_tokens.*|.*norm.*",
         r"(?:model\.)?.*?layers\.\d+?\..*mlp\.(?:shared_)?experts?\.\d+\.(?:gate|up)_proj",
         rf"model\.layers\.(?:{'|'.join(map(str, range(500)))})\.mlp\.(?:gate|up|down)_proj$",
     ],

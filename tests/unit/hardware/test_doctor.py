@@ -27,7 +27,7 @@ def find(name: str) -> Finding:
 def test_every_part_is_named_once() -> None:
     names = [finding.name for finding in diagnose()]
     assert len(names) == len(set(names))
-    assert {"python", "torch", "cpu", "gpu", "lm_eval", "vllm", "cache"} <= set(names)
+    assert {"python", "torch", "cpu", "gpu", "lm_eval", "cache"} <= set(names)
 
 
 def test_what_is_here_is_found() -> None:
@@ -39,12 +39,10 @@ def test_what_is_here_is_found() -> None:
 
 def test_what_is_missing_comes_with_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for name in ("lm_eval", "vllm"):
-        finding = find(name)
-        assert finding.state == "off"
-        assert finding.detail.startswith("not installed (")
-        assert finding.command is not None
-        assert finding.command.endswith(name)
+    finding = find("lm_eval")
+    assert finding.state == "off"
+    assert finding.detail.startswith("not installed (")
+    assert finding.command == 'pip install "llmopt[tasks]"'
 
 
 def test_a_required_package_that_is_missing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,10 +53,10 @@ def test_a_required_package_that_is_missing_is_missing(monkeypatch: pytest.Monke
 def test_an_optional_package_is_looked_up_and_not_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "vllm.py").write_text("raise RuntimeError('imported')")
+    (tmp_path / "lm_eval.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert find("vllm").state == "ok"
-    assert "vllm" not in sys.modules
+    assert find("lm_eval").state == "ok"
+    assert "lm_eval" not in sys.modules
 
 
 @pytest.mark.skipif(
@@ -93,10 +91,12 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_cached_model_is_seen(cache: Path) -> None:
     before = find("default model")
-    assert (before.state, before.command) == ("off", "llmopt generate smollm2-135m")
-    model = cache / "models" / "v1" / "smollm2-135m"
-    model.mkdir(parents=True)
-    (model / "config.json").touch()
+    assert (before.state, before.command) == ("off", "llmopt generate smollm2-135m -p Hello")
+    other, model = (cache / "models" / "v1" / name for name in ("gemma3-270m", "smollm2-135m"))
+    for directory in (other, model):
+        assert find("default model").state == "off"
+        directory.mkdir(parents=True)
+        (directory / "config.json").touch()
     assert find("default model") == Finding("default model", "ok", str(model))
 
 

@@ -150,3 +150,10 @@ def test_of_several_gguf_files_one_must_be_named(tmp_path: Path) -> None:
 def test_safetensors_come_before_gguf(model_directory: Path) -> None:
     (model_directory / "tiny.gguf").write_bytes(b"")
     assert resolve_model(str(model_directory)) == model_directory
+
+
+@pytest.mark.parametrize("name", ["a prompt in the place of a model " * 10, "~nosuchuser/model"])
+def test_what_cannot_be_looked_for_is_one_sentence(name: str) -> None:
+    with pytest.raises(ModelError, match="cannot be looked for") as caught:
+        resolve_model(name)
+    assert len(str(caught.value)) < 400

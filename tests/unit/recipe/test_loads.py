@@ -99,9 +99,9 @@ OPEN = f"concurrency: 4, kind: poisson, rate: 2, num_requests: 9, {LENGTHS}"
         (OPEN + ", burstiness: 2", "burstiness means nothing to a poisson load"),
         (OPEN + ", start_rate: 2", "start_rate means nothing to a poisson load"),
         (
-            OPEN.replace("rate: 2, num_requests: 9", 'slo: "tpot<1s", num_requests: 15'),
-            "15 requests, 4 served at a time, show no queue that grows, which a search for the rate"
-            " must see. Ask for at least 16 requests.",
+            OPEN.replace("rate: 2, num_requests: 9", 'slo: "tpot<1s", num_requests: 7'),
+            "7 requests, 4 served at a time, show no queue that grows, which a search for the rate"
+            " must see. Ask for at least 8 requests.",
         ),
         (OPEN.replace("poisson", "gamma"), "a gamma load needs burstiness"),
         (OPEN.replace("poisson", "ramp"), "a ramp load needs start_rate"),

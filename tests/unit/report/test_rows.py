@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from llmopt.report.rows import make_rows, newest
-from llmopt.results.schema import CellResult, LengthSpec, ValidityCheck, WorkloadSpec
+from llmopt.results.schema import CellResult, LengthSpec, SloTerm, ValidityCheck, WorkloadSpec
 
 MakeResult = Callable[..., CellResult]
 
@@ -118,3 +118,12 @@ def test_a_base_under_another_workload_is_none(make_result: MakeResult) -> None:
     (_, row) = make_rows([base, replace(other, load=shared)])
     assert row.speed is not None
     assert row.speed.speedup is None
+
+
+def test_a_base_that_ran_longer_is_one(make_result: MakeResult) -> None:
+    base, other = make_result("fp32"), make_result("gptq-w4g64")
+    assert other.load is not None
+    longer = replace(other.load, num_requests=99, slo=(SloTerm("ttft", 300.0, 95.0),))
+    (_, row) = make_rows([base, replace(other, load=longer)])
+    assert row.speed is not None
+    assert row.speed.speedup is not None

@@ -97,3 +97,12 @@ def test_a_journal_is_no_result(tmp_path: Path) -> None:
     path = save_partial(tmp_path, PartialCell("f", "demo-bf16-c1", (), None))
     with pytest.raises(ResultError, match="the journal of an unfinished cell"):
         read_result(path)
+
+
+def test_what_a_killed_session_left_in_a_hidden_folder_is_no_result(
+    tmp_path: Path, make_result: MakeResult
+) -> None:
+    write_once(tmp_path / ".parts-1" / "old", make_result())
+    assert read_results([tmp_path])[0] == []
+    write_once(tmp_path, make_result())
+    assert len(read_results([tmp_path])[0]) == 1

@@ -49,6 +49,20 @@ def test_both_are_stored_as_the_reference_stores_them(
         assert_same_bits(mine, theirs)
 
 
+@pytest.mark.parametrize("form", ["fp8", "int8"])
+def test_what_is_no_number_stays_none(device, form):
+    """The interpreter's maximum keeps a NaN, and the hardware's drops it: a GPU alone can fail."""
+    case = Case(dtype=torch.float32, form=form, num_kv_heads=2, head_dim=16, block_size=4)
+    key = randn(3, 2, 16, seed=0)
+    key[1, 0, 3] = torch.nan
+    found = [to_device(empty_cache(case, 2), device) for _ in range(2)]
+    store_kv_triton(*found, key.to(device), key.to(device), torch.arange(3, device=device))
+    for cache in found:
+        *_, last = cache_tensors(cache)
+        kept = last.cpu().float().flatten(0, 1)[:3].reshape(3, 2, -1)
+        assert kept.isnan().any(-1).tolist() == [[False, False], [True, False], [False, False]]
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     values=st.lists(

@@ -15,6 +15,7 @@ from llmopt_kernels.tuning import Config
 NUM_SMS = 132  # of an H100 or H200; sets defaults only
 SKINNY_TOKENS = 16  # up to which tokens fill one narrow tile
 MOST_PARTS = 16
+_DENSE_BITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +67,14 @@ def default_config(shape: ShapeClass, block_k: int) -> Config:
 
 
 def candidates(shape: ShapeClass, block_ks: tuple[int, ...]) -> list[Mapping[str, int]]:
-    """Configurations worth measuring; the default is among them."""
+    """Configurations worth measuring; the default is among them.
+
+    No tile has more rows than packed weights are filled up to, 128.
+    """
     tokens = shape.num_tokens
     tiles = [(64, min(tokens, 64)), (128, min(tokens, 64)), (64, min(tokens, 128))]
-    tiles += [(128, 128), (128, 256), (256, 128)] if tokens > 64 else []
+    tiles += [(128, 128), (128, 256)] if tokens > 64 else []
+    tiles += [(256, 128)] if tokens > 64 and shape.bits >= _DENSE_BITS else []
     found = [default_config(shape, block_k) for block_k in block_ks]
     for block_o, block_t in dict.fromkeys(tiles):
         for block_k in block_ks:

@@ -27,6 +27,7 @@ from llmopt_kernels.store_kv.triton import (
     stored,
     tuned_config,
 )
+from llmopt_kernels.token_rounding import largest_magnitudes
 from llmopt_kernels.tuning import Config
 
 Tables = tuple[torch.Tensor, torch.Tensor]
@@ -93,10 +94,14 @@ def _rotate_and_store_heads(
         )
     quotients = None
     if scales is not None:
-        sizes = tl.maximum(tl.abs(first.to(tl.float32)), tl.abs(second.to(tl.float32)))
-        largest = tl.max(sizes, 1)
+        largest = tl.maximum(
+            largest_magnitudes(first.to(tl.float32)),
+            largest_magnitudes(second.to(tl.float32)),
+            propagate_nan=tl.PropagateNan.ALL,
+        )
         if NUM_ROTATED < HEAD_DIM:
-            largest = tl.maximum(largest, tl.max(tl.abs(rest.to(tl.float32)), 1))
+            of_rest = largest_magnitudes(rest.to(tl.float32))
+            largest = tl.maximum(largest, of_rest, propagate_nan=tl.PropagateNan.ALL)
         quotients = int8_scales(largest)
         tl.store(scales + heads, quotients, mask=is_head)
     pointers = rows + heads[:, None] * head_stride + tl.arange(0, BLOCK_HALF)[None, :]

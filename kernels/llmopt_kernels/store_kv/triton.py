@@ -14,6 +14,7 @@ import triton.language as tl
 from llmopt_kernels.aot import AotCase
 from llmopt_kernels.aot_arguments import case_of_launch
 from llmopt_kernels.store_kv.cache import Int8Cache, KVCache
+from llmopt_kernels.token_rounding import largest_magnitudes
 from llmopt_kernels.tuning import Config, launch_config
 
 _FP8_MAX = tl.constexpr(448.0)
@@ -24,7 +25,9 @@ _ROUNDER = tl.constexpr(1.5 * 2**23)  # a float32 this large has no fraction lef
 @triton.jit
 def int8_scales(largest):
     """bfloat16 scales of heads whose largest magnitudes are `largest`."""
-    return tl.maximum(tl.div_rn(largest, 127.0), _SMALLEST_SCALE).to(tl.bfloat16)
+    scales = tl.div_rn(largest, 127.0)
+    scales = tl.maximum(scales, _SMALLEST_SCALE, propagate_nan=tl.PropagateNan.ALL)
+    return scales.to(tl.bfloat16)
 
 
 @triton.jit
@@ -35,7 +38,8 @@ def stored(x, scales, rows):
         codes = (codes + _ROUNDER) - _ROUNDER  # halves to even
         x = tl.minimum(tl.maximum(codes, -127.0), 127.0)
     elif rows.dtype.element_ty == tl.float8e4nv:
-        x = tl.minimum(tl.maximum(x.to(tl.float32), -_FP8_MAX), _FP8_MAX)
+        x = tl.maximum(x.to(tl.float32), -_FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
+        x = tl.minimum(x, _FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
     return x.to(rows.dtype.element_ty)
 
 
@@ -52,7 +56,7 @@ def store_heads(
     x = tl.load(new + heads[:, None] * new_head_stride + columns[None, :], mask=mask, other=0.0)
     quotients = None
     if scales is not None:
-        quotients = int8_scales(tl.max(tl.abs(x.to(tl.float32)), 1))
+        quotients = int8_scales(largest_magnitudes(x.to(tl.float32)))
         tl.store(scales + heads, quotients, mask=is_head)
     pointers = rows + heads[:, None] * head_stride + columns[None, :]
     tl.store(pointers, stored(x, quotients, rows), mask=mask)

@@ -11,8 +11,9 @@
 The law is that of `reference.py`, and a row's token depends on no other row. It may differ from the
 token of another implementation only where rounding decides: where the draw falls beside the border
 of two tokens (weights are float32 exponentials, rounded down to multiples of 2^-43; a token that
-weighs less is not drawn), or where a sum of weights is beside top_p. Tokens of equal logits are
-kept or cut together.
+weighs less is not drawn), or where a sum of weights is beside top_p. A logit's distance from the
+best is rounded to the dtype of the logits: in bfloat16 a weight may be 2^-9 of that distance over
+the temperature off, and tokens of one rounded distance are kept or cut together.
 """
 
 from dataclasses import dataclass

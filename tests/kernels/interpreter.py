@@ -1,4 +1,4 @@
-"""What Triton 3.6's interpreter does unlike the hardware, put right for the tests.
+"""What Triton's interpreter (3.6, 3.7) does unlike the hardware, put right for the tests.
 
 * It truncates float32 to bfloat16, and loses the carry where it rounds to FP8. Hardware rounds to
   nearest, ties to even, and FP8 saturates (PTX ISA, `cvt.rn.satfinite`).

@@ -33,7 +33,7 @@ def import_cells(path: Path) -> list[CellResult]:
     key = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     try:
         cells = _read(documents)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ResultError(
             f"{path} looks like a benchmark's file, but is not whole "
             f"({type(error).__name__}: {error})",

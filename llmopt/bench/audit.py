@@ -4,12 +4,11 @@ Knows nothing about how those tools ran. The law: only what a file holds is judg
 file has no data for is said to be missing, never passed.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmopt.bench.audit_files import read_documents
+from llmopt.bench.audit_files import read_documents, reading
 from llmopt.bench.audit_llama_bench import audit_llama_bench, is_llama_bench
 from llmopt.bench.audit_readers import FOREIGN, ForeignRun
 from llmopt.bench.percentiles import min_samples
@@ -43,29 +42,16 @@ def audit_file(path: Path) -> list[Audit]:
     """Judge every run in a file. Raises ResultError: unreadable, or of a tool that is not known."""
     documents = read_documents(path)
     if is_llama_bench(documents):
-        with _reading(path, "llama-bench"):
+        with reading(path, "llama-bench"):
             return [Audit("llama-bench", *found) for found in audit_llama_bench(documents)]
     for tool, (fits, read) in FOREIGN.items():
         if fits(documents):
-            with _reading(path, tool):
+            with reading(path, tool):
                 return [_audit(tool, run) for run in read(documents)]
     raise ResultError(
         f"{path} is not a result of vllm bench, GuideLLM, AIPerf or llama-bench",
         "Give the tool's own JSON file (GuideLLM: benchmarks.json; AIPerf: profile_export.jsonl).",
     )
-
-
-@contextmanager
-def _reading(path: Path, tool: str) -> Iterator[None]:
-    """What is missing or is no number where the tool's format has one is a ResultError."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise ResultError(
-            f"{path} looks like a file of {tool}, but is not whole "
-            f"({type(error).__name__}: {error})",
-            "Its format may have changed, or the file was cut off.",
-        ) from error
 
 
 def _audit(tool: str, run: ForeignRun) -> Audit:

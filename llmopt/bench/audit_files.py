@@ -4,6 +4,8 @@ Knows nothing about what the objects mean. The law: what is not JSON is one sent
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,22 @@ def read_documents(path: Path) -> list[Document]:
     if not objects or not all(isinstance(item, dict) for item in objects):
         raise ResultError(f"{path} holds no JSON objects", "Give a benchmark's JSON file.")
     return objects
+
+
+@contextmanager
+def reading(path: Path, whose: str) -> Iterator[None]:
+    """What is missing, or is no number where the format has one, becomes a ResultError.
+
+    whose: whose file it looks like, such as "GuideLLM"
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise ResultError(
+            f"{path} looks like a file of {whose}, but is not whole "
+            f"({type(error).__name__}: {error})",
+            "Its format may have changed, or the file was cut off.",
+        ) from error
 
 
 def _lines(path: Path, text: str) -> list[Any]:

@@ -60,8 +60,8 @@ def _load(directory: Path) -> NativeLibrary | None:
 
 
 def _open(directory: Path) -> ctypes.CDLL:
-    """The library, built a second time where what is there cannot be loaded; but only once, as it
-    may be that none can be loaded here.
+    """The library, built a second time where what is there cannot be loaded; if that cannot be
+    loaded either, nothing is built any more.
     """
     compiler = find_compiler()
     library = build_library(directory, compiler, on_compile=_say_compiling)
@@ -73,7 +73,9 @@ def _open(directory: Path) -> ctypes.CDLL:
             raise
         library.unlink(missing_ok=True)
         tried.touch()
-    return ctypes.CDLL(str(build_library(directory, compiler, on_compile=_say_compiling)))
+    handle = ctypes.CDLL(str(build_library(directory, compiler, on_compile=_say_compiling)))
+    tried.unlink(missing_ok=True)
+    return handle
 
 
 def _say_compiling() -> None:

@@ -11,12 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from llmopt.bench.audit_files import Document, read_documents
+from llmopt.bench.audit_files import Document, read_documents, reading
 from llmopt.bench.audit_llama_bench import is_llama_bench
 from llmopt.bench.audit_readers import FOREIGN, ForeignRun
 from llmopt.bench.metrics import summarize
 from llmopt.bench.validity import check_errors
-from llmopt.errors import ResultError
 from llmopt.report.imports.llama_bench import llama_bench_cells
 from llmopt.report.imports.unknown import imported_cell
 from llmopt.results.schema import CellResult, LoadSpec, RequestRecord, RunRecord, Summary
@@ -31,14 +30,8 @@ def import_cells(path: Path) -> list[CellResult]:
     """Return a cell for each run in a file. Raises ResultError: unknown tool, or not whole."""
     documents = read_documents(path)
     key = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    try:
+    with reading(path, "a benchmark"):
         cells = _read(documents)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise ResultError(
-            f"{path} looks like a benchmark's file, but is not whole "
-            f"({type(error).__name__}: {error})",
-            "Its format may have changed, or the file was cut off.",
-        ) from error
     return [
         replace(cell, cell_id=f"imported-{path.stem}-{key}-{number}")
         for number, cell in enumerate(cells, 1)
